@@ -1,0 +1,48 @@
+"""Distributed locks that never lie about who holds what: Redis, etcd, ZooKeeper, and this machine."""
+
+from ._errors import (
+    AcquireTimeout,
+    BackendError,
+    BackendUnavailable,
+    ConfigurationError,
+    Deadlock,
+    DistLockError,
+    InvalidKey,
+    LockLost,
+    NotHeld,
+    Unsupported,
+)
+from ._lease import AsyncLease, Lease, current
+from ._lock import Lock
+from ._manager import Manager, configure, connect, lock, locked
+from ._types import Fault, Guarantees, Holder, Inspection, LeaseState, Waiter
+
+__all__ = (
+    "AcquireTimeout",
+    "AsyncLease",
+    "BackendError",
+    "BackendUnavailable",
+    "ConfigurationError",
+    "Deadlock",
+    "DistLockError",
+    "Fault",
+    "Guarantees",
+    "Holder",
+    "Inspection",
+    "InvalidKey",
+    "Lease",
+    "LeaseState",
+    "Lock",
+    "LockLost",
+    "Manager",
+    "NotHeld",
+    "Unsupported",
+    "Waiter",
+    "configure",
+    "connect",
+    "current",
+    "lock",
+    "locked",
+)
+
+__version__ = "0.1.0"

@@ -1,0 +1,34 @@
+"""The one clock by which holding a lock is proven.
+
+It must never step and must go on while the machine sleeps: a lease ends on the server whether or not
+the laptop lid is closed. On Linux that is ``CLOCK_BOOTTIME`` (``CLOCK_MONOTONIC`` stops in suspend, see
+clock_gettime(2)); on macOS ``CLOCK_MONOTONIC`` goes on in sleep while ``time.monotonic`` does not.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+
+__all__ = ("now", "seconds_left")
+
+if sys.platform == "linux":
+
+    def now(_read=time.clock_gettime, _clock=time.CLOCK_BOOTTIME) -> float:  # type: ignore[no-untyped-def]
+        """Seconds on a clock that never steps and never stops."""
+        return _read(_clock)  # type: ignore[no-any-return]
+
+elif sys.platform == "darwin":  # pragma: no cover - not run in CI
+
+    def now() -> float:
+        """Seconds on a clock that never steps and never stops."""
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+else:  # pragma: no cover - not run in CI
+    now = time.monotonic
+
+
+def seconds_left(deadline: float) -> float:
+    """Seconds until ``deadline``, never negative; ``inf`` stays ``inf``."""
+    return deadline if deadline == math.inf else max(0.0, deadline - now())

@@ -1,0 +1,140 @@
+"""How a lock is acquired: ask, queue, wait to be woken, ask again. For every backend and colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .._clock import now
+from .._errors import AcquireTimeout, BackendError, BackendUnavailable
+from ..backends.base import AsyncBackend, Busy, Claim, Grant
+from .runtime import Runtime
+
+__all__ = ("Line", "acquire", "timed_out", "withdraw")
+
+RECHECK = 30.0
+"""A wake-up is a push, and pushes get lost. Backends see to that; this is the bound for one that does not."""
+
+CALM = 0.005
+"""Seconds between two checks when the first was for nothing: a flood of wake-ups is no spin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The way to a store in one colour."""
+
+    backend: AsyncBackend
+    runtime: Runtime
+    op_timeout: float
+    address: str
+    give_up: Callable[[Claim], object]
+    """Takes over what could not be withdrawn in time; never blocks."""
+
+
+async def acquire(line: Line, claim: Claim, deadline: float) -> Grant | Busy:
+    """The grant of ``claim``; `Busy` if it does not wait; `AcquireTimeout` at ``deadline``.
+
+    However it ends otherwise (an outage, a cancellation, Ctrl-C), the claim is withdrawn.
+    """
+    asker = _Asker(line, claim, deadline)
+    try:
+        outcome = await asker.ask()
+        if isinstance(outcome, Grant) or not claim.wait:
+            return outcome
+        return await _wait(line, asker, outcome, deadline)
+    except BaseException:
+        if asker.reached:
+            await withdraw(line, claim, in_flight=asker.in_flight)
+        raise
+
+
+async def _wait(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant:
+    started = now()
+    signal = line.runtime.signal()
+    subscription = await line.backend.watch(busy, signal.set, min(deadline, now() + line.op_timeout))
+    try:
+        while True:
+            after = RECHECK if busy.retry_after is None else busy.retry_after
+            await signal.wait(min(deadline, now() + after))
+            if now() >= deadline:
+                raise timed_out(busy, now() - started, line.address)
+            outcome = await asker.ask()
+            if isinstance(outcome, Grant):
+                return outcome
+            busy = outcome
+            await line.runtime.signal().wait(min(deadline, now() + CALM))
+    finally:
+        subscription.close()
+
+
+async def withdraw(line: Line, claim: Claim, *, in_flight: bool) -> None:
+    """Gives the claim up, cancelled or not, within ``op_timeout``; what remains to be done then is handed on."""
+    deadline = now() + line.op_timeout
+    try:
+        with line.runtime.shield(deadline):
+            await line.backend.withdraw(claim, deadline, in_flight=in_flight)
+    except BaseException as error:
+        line.give_up(claim)
+        if not isinstance(error, Exception):
+            raise
+
+
+class _Asker:
+    """Sends a claim, again where that can help, and remembers whether the store may have heard of it."""
+
+    def __init__(self, line: Line, claim: Claim, deadline: float) -> None:
+        self._line = line
+        self._claim = claim
+        self._deadline = deadline
+        self._answered = False
+        self.in_flight = False
+
+    @property
+    def reached(self) -> bool:
+        """True unless the store certainly knows nothing of the claim."""
+        return self._answered or self.in_flight
+
+    async def ask(self) -> Grant | Busy:
+        """One answer.
+
+        A store that cannot be reached at first is an error at once. One that broke off after it may have
+        heard us is asked again for up to ``op_timeout``: a grant whose reply was lost is found that way.
+        """
+        started = now()
+        patient_until = min(self._deadline, started + self._line.op_timeout)
+        pause = 0.02
+        while True:
+            try:
+                return await self._once()
+            except BackendUnavailable:
+                if not self.reached or now() + pause >= patient_until:
+                    raise
+            await self._line.runtime.signal().wait(now() + pause)
+            pause = min(2 * pause, 0.5)
+
+    async def _once(self) -> Grant | Busy:
+        unknown_before = self.in_flight
+        limit = now() + self._line.op_timeout
+        if self._claim.wait:  # else it is the one attempt of timeout=0, which gets its whole time
+            limit = min(limit, self._deadline)
+        self.in_flight = True
+        try:
+            outcome = await self._line.backend.acquire(self._claim, limit)
+        except BackendError as error:
+            self.in_flight = unknown_before or getattr(error, "sent", False)
+            raise
+        self.in_flight = False
+        self._answered = True
+        return outcome
+
+
+def timed_out(busy: Busy, waited: float, address: str) -> AcquireTimeout:
+    """The error for a lock that someone else kept."""
+    key = busy.claim.key
+    holder = "" if busy.holder is None else f": held by {busy.holder}"
+    return AcquireTimeout(
+        f"{key!r} was not acquired in {waited:.3g} s{holder} [{address}]",
+        key=key,
+        backend=address,
+        holder=busy.holder,
+    )

@@ -1,0 +1,163 @@
+"""One grant, from the moment it is given until it ends: the state that leases show and the watchdog keeps."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+from .._clock import now
+from .._types import LeaseState
+from ..backends.base import Grant
+
+__all__ = ("GONE", "Hold")
+
+GONE = "the store does not have it any more"
+
+LossCallback = Callable[[], object]
+
+
+class Hold:
+    """Thread-safe. ``deadline`` is the truth; flags only ever make it end sooner."""
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_ended",
+        "_lock",
+        "acquired_at",
+        "actor",
+        "count",
+        "deadline",
+        "doubtful",
+        "ends_at",
+        "giving_up",
+        "grant",
+        "reason",
+        "renew",
+        "renew_at",
+    )
+
+    def __init__(self, grant: Grant, *, renew: bool, max_hold: float | None, actor: object) -> None:
+        self.grant = grant
+        self.renew = renew
+        self.actor = actor
+        self.acquired_at = started = now()
+        self.deadline = grant.deadline
+        self.ends_at = math.inf if max_hold is None else started + max_hold
+        if self.ends_at < self.deadline:
+            self.deadline = self.ends_at
+        self.renew_at = started + grant.claim.ttl / 3 if renew and self.deadline < self.ends_at else math.inf
+        self.count = 1
+        self.doubtful = False
+        self.giving_up = False
+        self.reason = ""
+        self._ended: LeaseState | None = None
+        self._lock = threading.Lock()
+        self._callbacks: list[LossCallback] = []
+
+    @property
+    def state(self) -> LeaseState:
+        """By the clock: a stopped or starved process sees LOST here before any thread tells it."""
+        if self._ended is not None:
+            return self._ended
+        if now() >= self.deadline and not self.giving_up:
+            self.lose("it was not renewed in time")
+            return self._ended or LeaseState.LOST
+        return LeaseState.UNKNOWN if self.doubtful or self.giving_up else LeaseState.HELD
+
+    def remaining(self) -> float:
+        """Seconds for which holding is proven."""
+        if self._ended is not None or self.giving_up:
+            return 0.0
+        return max(0.0, self.deadline - now())
+
+    @property
+    def ended(self) -> bool:
+        """Known to be over, whatever the clock says."""
+        return self._ended is not None
+
+    def on_lost(self, callback: LossCallback) -> None:
+        """Calls it once when the hold is lost: at once if it is."""
+        with self._lock:
+            if self._ended is None:
+                self._callbacks.append(callback)
+                return
+        if self._ended is LeaseState.LOST:
+            callback()
+
+    def off_lost(self, callback: LossCallback) -> None:
+        """Forgets a callback that was not called yet."""
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+    def renewed(self, grant: Grant, asked_at: float, deadline: float) -> None:
+        """The watchdog's renewal of ``grant``, asked for at ``asked_at``, proves holding until ``deadline``."""
+        with self._lock:
+            # What has ended is never revived; a renewal that crossed an `extend` proves an older wish.
+            if grant is self.grant and self._prove(deadline):
+                self.renew_at = math.inf if deadline >= self.ends_at else asked_at + grant.claim.ttl / 3
+
+    def extended(self, grant: Grant, asked_at: float, deadline: float) -> None:
+        """The owner's wish for another length: ``grant`` has the new ttl."""
+        with self._lock:
+            if self._prove(deadline):
+                self.grant = grant
+                self.renew_at = asked_at + grant.claim.ttl / 3 if self.renew else math.inf
+
+    def in_doubt(self, retry_at: float) -> None:
+        """A renewal got no answer."""
+        with self._lock:
+            self.doubtful, self.renew_at = True, retry_at
+
+    def _prove(self, deadline: float) -> bool:
+        if self._ended is not None or self.giving_up or now() >= self.deadline:
+            return False
+        self.deadline, self.doubtful = min(deadline, self.ends_at), False
+        return True
+
+    def lose(self, reason: str) -> bool:
+        """The hold is lost. True for the one call that made it so; that one runs the callbacks."""
+        if not self._end(LeaseState.LOST, reason):
+            return False
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+        return True
+
+    def enter_again(self) -> bool:
+        """One more lease on this hold; False if there is nothing left to enter."""
+        with self._lock:
+            if self._ended is not None or self.giving_up or now() >= self.deadline:
+                return False
+            self.count += 1
+            return True
+
+    def leave(self) -> bool:
+        """One lease less; True if it was the last."""
+        with self._lock:
+            self.count -= 1
+            return self.count <= 0
+
+    def vanished(self) -> None:
+        """The store does not have it. If we are just giving it up, that is why."""
+        if not self.giving_up:
+            self.lose(GONE)
+
+    def finish(self) -> None:
+        """The hold was given up by its owner."""
+        self._end(LeaseState.RELEASED, "it was released")
+
+    def disown(self) -> None:
+        """In a forked child: the parent holds it. No callback runs here."""
+        self._lock = threading.Lock()  # the inherited one may be locked for ever
+        self._callbacks = []
+        self._end(LeaseState.LOST, "this process was forked while its parent held it")
+
+    def _end(self, state: LeaseState, reason: str) -> bool:
+        with self._lock:
+            if self._ended is not None:
+                return False
+            self._ended, self.reason = state, reason
+            return True

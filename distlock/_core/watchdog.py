@@ -1,0 +1,194 @@
+"""One daemon thread per manager that keeps leases alive, says when one is lost, and finishes what was left over.
+
+A thread, not a task: a blocked event loop must not lose its locks (python-redis-lock#91).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .._clock import now, seconds_left
+from .._errors import BackendError
+from .._types import LeaseState
+from ..backends.base import Claim, Grant, Renewal, SyncBackend
+from .hold import Hold
+
+__all__ = ("Watchdog",)
+
+log = logging.getLogger("distlock")
+
+SHORTEST_REQUEST = 0.02
+
+
+@dataclass(slots=True)
+class _Chore:
+    """A claim that must come to nothing."""
+
+    claim: Claim
+    in_flight: bool
+    until: float
+    next_try: float
+    pause: float = 0.05
+
+
+class Watchdog:
+    """Thread-safe. Starts its thread when there is something to watch."""
+
+    def __init__(self, backend: SyncBackend, op_timeout: float) -> None:
+        self._backend = backend
+        self._op_timeout = op_timeout
+        self._reset()
+
+    def _reset(self) -> None:
+        self._holds: set[Hold] = set()
+        self._chores: dict[str, _Chore] = {}
+        self._changed = threading.Condition(threading.Lock())
+        self._nudged = False
+        self._next_look = math.inf
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    # What the rest of the core calls; none of it does I/O.
+
+    def keep(self, hold: Hold) -> None:
+        """Renews ``hold`` and announces its loss, until it is forgotten."""
+        self._holds.add(hold)
+        # Read after the hold was added: a look that starts later sees it. See `_run` for the other half.
+        if min(hold.renew_at, hold.deadline) < self._next_look:
+            self._nudge()
+
+    def forget(self, hold: Hold) -> None:
+        """Leaves ``hold`` alone from now on."""
+        self._holds.discard(hold)
+
+    def give_up(self, claim: Claim, *, in_flight: bool = True) -> None:
+        """Withdraws ``claim``, trying until it is known to have worked or its ttl has passed."""
+        t = now()
+        until = t + claim.ttl + self._op_timeout
+        self._chores[claim.id] = _Chore(claim, in_flight, until, next_try=t)
+        self._nudge()
+
+    @property
+    def holds(self) -> Sequence[Hold]:
+        """What is being kept."""
+        return list(self._holds)
+
+    def close(self, *, join: bool = True) -> None:
+        """Ends the thread, after one last try for what was left over."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+            thread = self._thread
+        if join and thread is not None and thread is not threading.current_thread():
+            thread.join(self._op_timeout)
+
+    def after_fork(self) -> None:
+        """In a forked child: it holds nothing, and the thread stayed behind."""
+        for hold in self._holds:
+            hold.disown()
+        self._reset()
+
+    def _nudge(self) -> None:
+        with self._changed:
+            self._nudged = True
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    # What the thread does.
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._nudged or self._closing or now() >= self._next_look):
+                    wait = self._next_look - now()
+                    self._changed.wait(None if wait == math.inf else min(wait, threading.TIMEOUT_MAX))
+                # While looking, whoever comes with a new hold must nudge: this look may have missed it.
+                self._nudged, self._next_look = False, math.inf
+                closing = self._closing
+            self._announce()
+            self._renew_due()
+            self._do_chores(force=closing)
+            if closing:
+                return
+            self._announce()
+            with self._changed:
+                self._next_look = self._next_event()
+
+    def _next_event(self) -> float:
+        events = [min(hold.renew_at, hold.deadline) for hold in self.holds]
+        events += [chore.next_try for chore in list(self._chores.values())]
+        return min(events, default=math.inf)
+
+    def _announce(self) -> None:
+        t = now()
+        for hold in self.holds:
+            if hold.giving_up:
+                self._holds.discard(hold)
+            elif hold.deadline <= t or hold.ended:
+                self._holds.discard(hold)
+                hold.lose("it was not renewed in time" if hold.renew_at < math.inf else "its time was up")
+                # Ours by the store's clock for a moment still: whoever waits need not wait for its end.
+                self.give_up(hold.grant.claim, in_flight=False)
+
+    def _renew_due(self) -> None:
+        t = now()
+        # Those due soon come along: one request serves all.
+        due = [hold for hold in self.holds if hold.renew_at <= t + hold.grant.claim.ttl / 30]
+        if not due:
+            return
+        # Half of what is left, so that there is time for another try; and back for the next announcement.
+        limit = min(hold.deadline for hold in due) - t
+        limit = min(limit / 2, min(hold.deadline for hold in self.holds) - t, self._op_timeout)
+        asked = [hold.grant for hold in due]
+        wanted = [self._wanted(hold, t) for hold in due]
+        renewals = self._ask(wanted, t + max(limit, SHORTEST_REQUEST))
+        for hold, before, renewal in zip(due, asked, renewals, strict=True):
+            if renewal.state is LeaseState.HELD:
+                hold.renewed(before, t, renewal.deadline)
+            elif renewal.state is LeaseState.LOST:
+                self._holds.discard(hold)
+                hold.vanished()
+            else:
+                hold.in_doubt(now() + max(SHORTEST_REQUEST, min(before.claim.ttl / 20, 0.5)))
+
+    def _ask(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
+        try:
+            return self._backend.renew(grants, deadline)
+        except BackendError as error:
+            log.warning("renewing %d lease(s) failed, trying again: %s", len(grants), error)
+        except Exception:
+            log.exception("renewing %d lease(s) failed, trying again", len(grants))
+        return [Renewal(LeaseState.UNKNOWN)] * len(grants)
+
+    @staticmethod
+    def _wanted(hold: Hold, t: float) -> Grant:
+        left = hold.ends_at - t
+        if left >= hold.grant.claim.ttl:
+            return hold.grant
+        return replace(hold.grant, claim=replace(hold.grant.claim, ttl=max(left, 0.05)))
+
+    def _do_chores(self, *, force: bool) -> None:
+        for chore in list(self._chores.values()):
+            t = now()
+            if chore.next_try > t and not force:
+                continue
+            limit = min((hold.deadline for hold in self.holds), default=math.inf) - t
+            try:
+                self._backend.withdraw(
+                    chore.claim,
+                    t + min(max(limit, SHORTEST_REQUEST), self._op_timeout),
+                    in_flight=chore.in_flight,
+                )
+            except Exception as error:
+                log.warning("giving up the claim on %r failed, trying again: %s", chore.claim.key, error)
+                chore.pause = min(2 * chore.pause, 1.0)
+                chore.next_try = now() + chore.pause
+                if seconds_left(chore.until) > 0:
+                    continue
+            self._chores.pop(chore.claim.id, None)

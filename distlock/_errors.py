@@ -1,0 +1,130 @@
+"""Everything distlock raises of its own.
+
+::
+
+    DistLockError
+    ├── AcquireTimeout       (also TimeoutError)     not acquired within `timeout`; names the holder
+    ├── LockLost                                     held once, not provably any more
+    ├── NotHeld                                      there is no lease to act on
+    ├── Deadlock             (also RuntimeError)     this thread or task would wait for itself for ever
+    ├── Unsupported                                  the backend cannot do what was asked
+    ├── ConfigurationError   (also ValueError)       a URL, an option or a missing package
+    ├── InvalidKey           (also ValueError)       not a usable lock name
+    └── BackendError                                 the store answered with an error
+        └── BackendUnavailable (also ConnectionError)  the store did not answer
+
+Each has ``key`` and ``backend`` (a name and an address without secrets), ``None`` where there is none.
+Values of the wrong kind (a ttl of 0, a negative timeout) are a plain ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._types import Holder
+
+__all__ = (
+    "AcquireTimeout",
+    "BackendError",
+    "BackendUnavailable",
+    "ConfigurationError",
+    "Deadlock",
+    "DistLockError",
+    "InvalidKey",
+    "LockLost",
+    "NotHeld",
+    "Unsupported",
+    "add_note",
+)
+
+
+class DistLockError(Exception):
+    """The root of the tree."""
+
+    def __init__(self, message: str, *, key: str | None = None, backend: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.backend = backend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only attributes survive pickling, so that errors cross process pools.
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+class AcquireTimeout(DistLockError, TimeoutError):
+    """The lock was not acquired in time. ``holder`` says who has it, where the backend knows."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str | None = None,
+        backend: str | None = None,
+        holder: Holder | None = None,
+    ) -> None:
+        super().__init__(message, key=key, backend=backend)
+        self.holder = holder
+
+
+class LockLost(DistLockError):
+    """The lease was held, and holding it cannot be proven any more: stop writing."""
+
+
+class NotHeld(DistLockError):
+    """There is no lease here: it was released, or none is open in this thread or task."""
+
+
+class Deadlock(DistLockError, RuntimeError):
+    """This thread or task holds the lock in an open block and would wait for itself for ever."""
+
+
+class Unsupported(DistLockError):
+    """The backend cannot do what was asked, and does not do less in silence."""
+
+
+class ConfigurationError(DistLockError, ValueError):
+    """A URL, an option or an installation that cannot work, and how to mend it."""
+
+
+class InvalidKey(DistLockError, ValueError):
+    """Not a lock name: any non-empty ``str`` of at most 512 bytes of UTF-8 is one."""
+
+
+class BackendError(DistLockError):
+    """The store answered, and the answer is an error."""
+
+
+class BackendUnavailable(BackendError, ConnectionError):
+    """The store could not be reached, or did not answer in time.
+
+    ``sent`` is True when a request may have been carried out all the same.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str | None = None,
+        backend: str | None = None,
+        sent: bool = False,
+    ) -> None:
+        super().__init__(message, key=key, backend=backend)
+        self.sent = sent
+
+
+def _rebuild(kind: type[DistLockError], args: tuple[object, ...], state: dict[str, object]) -> DistLockError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """``error.add_note(note)``, on Python 3.10 too (PEP 678 names the attribute)."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        notes = getattr(error, "__notes__", [])
+        error.__notes__ = [*notes, note]  # type: ignore[attr-defined]

@@ -1,0 +1,251 @@
+"""What acquiring a lock gives: the proof of holding it, and the way to give it up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import anyio
+
+from ._core import release as _release
+from ._core.acquire import Line
+from ._core.actor import poster
+from ._core.blocks import Blocks
+from ._core.drive import drive
+from ._core.hold import Hold
+from ._core.watchdog import Watchdog
+from ._errors import BackendUnavailable, LockLost, NotHeld, add_note
+from ._options import WhenLost, check_at_least, check_ttl
+from ._types import LeaseState
+
+__all__ = ("AsyncLease", "Lease", "current")
+
+log = logging.getLogger("distlock")
+
+blocks: Blocks[BaseLease] = Blocks()
+
+
+def current() -> Lease | AsyncLease:
+    """The lease of the innermost open block of this thread or task; `NotHeld` if there is none."""
+    lease = blocks.innermost()
+    if lease is None:
+        raise NotHeld("no lock block is open in this thread or task")
+    return lease  # type: ignore[return-value]
+
+
+class BaseLease:
+    """What the two colours share. All of it is thread-safe and none of it asks a server."""
+
+    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_watchdog", "_when_lost")
+
+    def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
+        self._done = False
+        self._hold = hold
+        self._line = line
+        self._watchdog = watchdog
+        self._when_lost = when_lost
+        self._keeper = keeper  # the manager: not closed by the garbage collector while a lease lives
+
+    @property
+    def key(self) -> str:
+        """The lock's name."""
+        return self._hold.grant.claim.key
+
+    @property
+    def owner(self) -> str:
+        """The ``owner`` given to the lock, else a name for this one grant."""
+        claim = self._hold.grant.claim
+        return claim.owner or claim.id
+
+    @property
+    def token(self) -> int:
+        """The fencing token: above that of every earlier grant of this key."""
+        return self._hold.grant.token
+
+    @property
+    def backend(self) -> str:
+        """Scheme and place of the store, without secrets."""
+        return self._line.address
+
+    @property
+    def acquired_at(self) -> float:
+        """When, on the monotonic clock of this process (seconds)."""
+        return self._hold.acquired_at
+
+    @property
+    def state(self) -> LeaseState:
+        """What is known right now; LOST by the clock even if no thread had time to say so."""
+        return LeaseState.RELEASED if self._done else self._hold.state
+
+    def remaining(self) -> float:
+        """Seconds for which holding is still proven, by the local monotonic clock."""
+        return 0.0 if self._done else self._hold.remaining()
+
+    def ensure_held(self, at_least: float = 0.0) -> int:
+        """The token, if more than ``at_least`` seconds are proven.
+
+        Raises `LockLost` otherwise and `NotHeld` after release. Asks no thread and no server, so it is cheap
+        enough to stand before every write.
+        """
+        check_at_least(at_least)
+        if self._done:
+            raise NotHeld(f"the lease of {self.key!r} was released", key=self.key, backend=self.backend)
+        return _release.ensure_held(self._hold, at_least, self._line.address)
+
+    def on_lost(self, callback: Callable[[], object]) -> None:
+        """Calls ``callback`` once, in a thread of its own, as soon as loss is certain: before the store lets
+        anyone else in. At once if that was so already; never after a release."""
+
+        def run() -> None:
+            threading.Thread(target=callback, name="distlock-on-lost", daemon=True).start()
+
+        self._hold.on_lost(run)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.key!r} token={self.token} {self.state.value} [{self.backend}]>"
+
+    def __del__(self) -> None:
+        hold: Hold | None = getattr(self, "_hold", None)
+        if hold is None or self._done or hold.ended:
+            return
+        if hold.leave():
+            self._watchdog.forget(hold)  # it ends by itself at its ttl; no I/O belongs here
+            warnings.warn(
+                f"the lease of {self.key!r} was dropped without release; it is held until its ttl has passed",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
+
+    def _last_one_out(self) -> bool:
+        """Marks this lease released; True if it is the one that has to give up the hold."""
+        if self._done:
+            return False
+        if self._hold.count == 1 or self._hold.state is LeaseState.LOST:
+            return True
+        self._done = True
+        return self._hold.leave()
+
+    def _settle(self, body: BaseException | None, problem: Exception | None) -> None:
+        """Leaving a block: which error comes out of it. ``problem`` is what releasing raised."""
+        if problem is None:
+            return
+        if body is not None:
+            add_note(body, f"distlock: {problem}")
+        elif isinstance(problem, BackendUnavailable):
+            log.warning("left the block of %r; its release goes on in the background: %s", self.key, problem)
+        elif isinstance(problem, LockLost) and self._when_lost == "warn":
+            log.warning("%s", problem)
+        else:
+            raise problem
+
+
+class Lease(BaseLease):
+    """A held lock, for sync code. A context manager that releases at its end. Thread-safe: the lease owns,
+    not the thread."""
+
+    __slots__ = ()
+
+    def release(self) -> None:
+        """Gives the lock up.
+
+        A second release of a released lease does nothing; of a lost one, raises `LockLost`. If the store does
+        not answer, `BackendUnavailable` comes out and the release goes on in the background until the ttl has
+        passed; calling it again is allowed.
+        """
+        if self._last_one_out():
+            drive(_release.release(self._line, self._hold, self._watchdog))
+            self._done = True
+
+    def extend(self, ttl: float | None = None) -> None:
+        """Sets the time that is left to ``ttl`` seconds (default: the lease's length), and the length from now on.
+
+        Never adds, never revives an ended lease (`LockLost`), `Unsupported` where the store cannot.
+        """
+        drive(_release.extend(self._line, self._hold, check_ttl(ttl, self._hold.grant.claim.ttl), self._watchdog))
+
+    def __enter__(self) -> Lease:
+        self.ensure_held()
+        blocks.push(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None) -> None:
+        blocks.remove(self)
+        problem: Exception | None = None
+        try:
+            self.release()
+        except Exception as error:
+            problem = error
+        self._settle(body, problem)
+
+
+class AsyncLease(BaseLease):
+    """A held lock, for asyncio and trio. An async context manager that releases at its end."""
+
+    __slots__ = ("_cancel", "_scope")
+
+    def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
+        super().__init__(hold, line, watchdog, when_lost, keeper)
+        self._scope: anyio.CancelScope | None = None
+        self._cancel: Callable[[], object] = lambda: None
+
+    async def release(self) -> None:
+        """Gives the lock up, even if the task is being cancelled. See `Lease.release`."""
+        if self._last_one_out():
+            await _release.release(self._line, self._hold, self._watchdog)
+            self._done = True
+
+    async def extend(self, ttl: float | None = None) -> None:
+        """Sets the time that is left. See `Lease.extend`."""
+        ttl = check_ttl(ttl, self._hold.grant.claim.ttl)
+        await _release.extend(self._line, self._hold, ttl, self._watchdog)
+
+    async def __aenter__(self) -> AsyncLease:
+        self.ensure_held()
+        blocks.push(self)
+        if self._when_lost == "cancel":
+            self._scope = scope = anyio.CancelScope()
+            scope.__enter__()
+            self._cancel = _soon(poster(), scope.cancel)
+            self._hold.on_lost(self._cancel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        blocks.remove(self)
+        swallowed = False
+        problem: Exception | None = None
+        try:
+            swallowed = self._leave_scope(kind, body, trace)
+        finally:
+            try:
+                await self.release()
+            except Exception as error:
+                problem = error
+        self._settle(None if swallowed else body, problem)
+        return swallowed
+
+    def _leave_scope(
+        self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """True if the body was cancelled for the loss of this lease, and for nothing else."""
+        scope, self._scope = self._scope, None
+        if scope is None:
+            return False
+        self._hold.off_lost(self._cancel)
+        return bool(scope.__exit__(kind, body, trace))
+
+
+def _soon(post: Callable[[Callable[[], object]], object], call: Callable[[], Any]) -> Callable[[], object]:
+    def cancel() -> None:
+        try:
+            post(call)
+        except RuntimeError:  # the loop has ended, and the body with it
+            pass
+
+    return cancel

@@ -1,0 +1,177 @@
+"""The recipe of a lock: what to lock and how. All state is in the lease that acquiring gives."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ._core.blocks import Blocks
+from ._errors import ConfigurationError
+from ._lease import AsyncLease, Lease
+from ._options import Options, check_key, check_timeout
+
+if TYPE_CHECKING:
+    from ._manager import Manager
+
+__all__ = ("Lock", "locked_by")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Same(enum.Enum):
+    AS_GIVEN = "the lock's own timeout"
+
+
+SAME: Final = _Same.AS_GIVEN
+
+
+class Lock:
+    """An immutable recipe, to be shared by any number of threads and tasks.
+
+    Made by `lock` or `Manager.lock`. A context manager for ``with`` and ``async with``, and a decorator of
+    functions and coroutine functions.
+    """
+
+    __slots__ = ("_manager_of", "_open", "_options", "key")
+
+    def __init__(self, manager_of: Callable[[], Manager], key: str, options: Options) -> None:
+        self._manager_of = manager_of
+        self._open: Blocks[Lease | AsyncLease] = Blocks()
+        self._options = options
+        self.key = check_key(key)
+
+    def acquire(self, timeout: float | None | _Same = SAME) -> Lease:
+        """Waits for the lock for ``timeout`` seconds at most (None: for ever; 0: one try).
+
+        Raises `AcquireTimeout`, `BackendUnavailable` when the store does not answer, `Deadlock` when this thread
+        holds it in an open block and would wait for ever.
+        """
+        return self._manager_of().acquire(self.key, self._with(timeout))
+
+    def try_acquire(self) -> Lease | None:
+        """One attempt without waiting; None if someone else has it."""
+        return self._manager_of().try_acquire(self.key, self._options)
+
+    async def acquire_async(self, timeout: float | None | _Same = SAME) -> AsyncLease:
+        """`acquire` for asyncio and trio. Cancelled, it leaves nothing held and nothing queued."""
+        return await self._manager_of().acquire_async(self.key, self._with(timeout))
+
+    async def try_acquire_async(self) -> AsyncLease | None:
+        """`try_acquire` for asyncio and trio."""
+        return await self._manager_of().try_acquire_async(self.key, self._options)
+
+    def _with(self, timeout: float | None | _Same) -> Options:
+        if timeout is SAME:
+            return self._options
+        return replace(self._options, timeout=check_timeout(timeout))
+
+    def __enter__(self) -> Lease:
+        if self._options.when_lost == "cancel":
+            raise ConfigurationError('when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key)
+        lease = self.acquire().__enter__()
+        self._open.push(lease)
+        return lease
+
+    def __exit__(self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None) -> None:
+        lease = self._open.pop()
+        assert isinstance(lease, Lease)
+        lease.__exit__(kind, body, trace)
+
+    async def __aenter__(self) -> AsyncLease:
+        lease = await (await self.acquire_async()).__aenter__()
+        self._open.push(lease)
+        return lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        lease = self._open.pop()
+        assert isinstance(lease, AsyncLease)
+        return await lease.__aexit__(kind, body, trace)
+
+    def __call__(self, function: F) -> F:
+        """Decorates: each call holds the lock. The key is taken as it is, braces included."""
+        return _wrapped(function, lambda args, kwargs: self)
+
+    def __repr__(self) -> str:
+        return f"<Lock {self.key!r} ttl={self._options.ttl:g}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Lock does not travel between processes: make it anew there from its key")
+
+
+def locked_by(make: Callable[[str], Lock], template: str) -> Callable[[F], F]:
+    """A decorator whose key is ``template`` filled in with the arguments of each call."""
+
+    def decorate(function: F) -> F:
+        _check_decoratable(function)
+        signature = inspect.signature(function)
+        _check_template(template, signature, getattr(function, "__qualname__", repr(function)))
+
+        def lock_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lock:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return make(template.format(**bound.arguments))
+
+        return _wrapped(function, lock_of)
+
+    return decorate
+
+
+def _wrapped(function: F, lock_of: Callable[[tuple[Any, ...], Mapping[str, Any]], Lock]) -> F:
+    _check_decoratable(function)
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            async with lock_of(args, kwargs):
+                return await function(*args, **kwargs)
+
+        return call_async  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with lock_of(args, kwargs):
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def _check_decoratable(function: object) -> None:
+    if isinstance(function, (staticmethod, classmethod, property)):
+        raise TypeError(f"put the lock below @{type(function).__name__}, next to the def")
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"a lock decorates functions and coroutine functions, not {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{function.__qualname__} is a generator: its body runs long after the call has returned, and would run"
+            " without the lock. Take the lock inside it with a with block"
+        )
+
+
+def _check_template(template: str, signature: inspect.Signature, name: str) -> None:
+    if not isinstance(template, str):
+        raise ConfigurationError(f"the key of {name} must be a str, not {template!r}")
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigurationError(f"the key template {template!r} of {name} does not parse: {error}") from None
+    for _, field, spec, _ in fields:
+        if field is None:
+            continue
+        parameter = field.split(".")[0].split("[")[0]
+        if parameter not in signature.parameters:
+            known = ", ".join(signature.parameters) or "none"
+            raise ConfigurationError(
+                f"the key template {template!r} names {parameter!r}, which is no parameter of {name} (it has: {known})"
+            )
+        if spec:
+            _check_template(spec, signature, name)
+    if not template:
+        raise ConfigurationError(f"the key template of {name} is empty")

@@ -1,0 +1,400 @@
+"""One store, its connections and its watchdog; and the default one behind the bare `lock`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from anyio.to_thread import run_sync
+
+from . import _who
+from ._clock import now
+from ._core.acquire import Line, acquire, timed_out
+from ._core.actor import current_actor, current_loop
+from ._core.adapt import Immediate, Threaded
+from ._core.drive import drive
+from ._core.hold import Hold
+from ._core.runtime import AsyncRuntime, SyncRuntime
+from ._core.watchdog import Watchdog
+from ._errors import ConfigurationError, Deadlock, DistLockError, Unsupported
+from ._lease import AsyncLease, BaseLease, Lease, blocks
+from ._lock import F, Lock, locked_by
+from ._open import open_backend
+from ._options import Options, WhenLost, check_key
+from ._types import Busy, Claim, Grant, Guarantees, Inspection, LeaseState
+from .backends.base import AsyncBackend, SyncBackend
+
+__all__ = ("Manager", "configure", "connect", "lock", "locked")
+
+log = logging.getLogger("distlock")
+
+L = TypeVar("L", Lease, AsyncLease)
+
+_managers: weakref.WeakSet[Manager] = weakref.WeakSet()
+
+
+class Manager:
+    """Locks of one store. Made by `connect`; thread-safe; shared by sync code and any number of event loops.
+
+    ``with`` and ``async with`` close it at the end.
+    """
+
+    def __init__(self, backend: SyncBackend, *, op_timeout: float = 5.0) -> None:
+        self._backend = backend
+        self._op_timeout = op_timeout
+        self._closed = False
+        self._watchdog = Watchdog(backend, op_timeout)
+        self._line = self._line_over(Immediate(backend), SyncRuntime())
+        self._lines: weakref.WeakKeyDictionary[object, Line] = weakref.WeakKeyDictionary()
+        # Holds that may be re-entered, by key and thread or task.
+        self._reentrant: weakref.WeakValueDictionary[tuple[str, object], Hold] = weakref.WeakValueDictionary()
+        self._finalizer = weakref.finalize(self, _drop, self._watchdog, backend)
+        self._finalizer.atexit = False  # at exit daemon threads and sockets just end
+        _managers.add(self)
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What this store promises, and under which faults it does not."""
+        return self._backend.guarantees
+
+    @property
+    def address(self) -> str:
+        """Scheme and place of the store, without secrets."""
+        return self._backend.address
+
+    def lock(
+        self,
+        key: str,
+        *,
+        ttl: float = 30.0,
+        timeout: float | None = None,
+        renew: bool = True,
+        max_hold: float | None = None,
+        reentrant: bool = False,
+        owner: str | None = None,
+        when_lost: WhenLost | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Lock:
+        """The recipe of a lock named ``key``. See `distlock.lock` for the options."""
+        options = Options(ttl, timeout, renew, max_hold, reentrant, owner, when_lost, metadata)
+        self._check_supported(key, options)
+        return Lock(lambda: self, key, options)
+
+    def locked(
+        self,
+        template: str,
+        *,
+        ttl: float = 30.0,
+        timeout: float | None = None,
+        renew: bool = True,
+        max_hold: float | None = None,
+        reentrant: bool = False,
+        owner: str | None = None,
+        when_lost: WhenLost | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Callable[[F], F]:
+        """A decorator: each call holds the lock whose key is ``template`` filled in with its arguments."""
+        options = Options(ttl, timeout, renew, max_hold, reentrant, owner, when_lost, metadata)
+        self._check_supported(template, options)
+        return locked_by(lambda key: Lock(lambda: self, key, options), template)
+
+    def inspect(self, key: str) -> Inspection:
+        """Who holds ``key`` and who waits for it, in order."""
+        return drive(self._line.backend.inspect(check_key(key), now() + self._op_timeout))
+
+    async def inspect_async(self, key: str) -> Inspection:
+        """`inspect` for asyncio and trio."""
+        return await self._async_line().backend.inspect(check_key(key), now() + self._op_timeout)
+
+    def list(self, prefix: str = "") -> Sequence[Inspection]:
+        """The locks in use whose names start with ``prefix``, in no order."""
+        return drive(self._line.backend.list(prefix, now() + self._op_timeout))
+
+    async def list_async(self, prefix: str = "") -> Sequence[Inspection]:
+        """`list` for asyncio and trio."""
+        return await self._async_line().backend.list(prefix, now() + self._op_timeout)
+
+    # What `Lock` calls.
+
+    def acquire(self, key: str, options: Options) -> Lease:
+        """Waits as long as ``options.timeout`` says."""
+        outcome = self._acquire(key, options, wait=options.timeout != 0)
+        if isinstance(outcome, Busy):
+            raise timed_out(outcome, 0.0, self.address)
+        return outcome
+
+    def try_acquire(self, key: str, options: Options) -> Lease | None:
+        """One attempt."""
+        outcome = self._acquire(key, options, wait=False)
+        return None if isinstance(outcome, Busy) else outcome
+
+    async def acquire_async(self, key: str, options: Options) -> AsyncLease:
+        """`acquire` in an event loop."""
+        outcome = await self._acquire_async(key, options, wait=options.timeout != 0)
+        if isinstance(outcome, Busy):
+            raise timed_out(outcome, 0.0, self.address)
+        return outcome
+
+    async def try_acquire_async(self, key: str, options: Options) -> AsyncLease | None:
+        """`try_acquire` in an event loop."""
+        outcome = await self._acquire_async(key, options, wait=False)
+        return None if isinstance(outcome, Busy) else outcome
+
+    def _acquire(self, key: str, options: Options, *, wait: bool) -> Lease | Busy:
+        actor = current_actor()
+        when_lost = options.when_lost or "raise"
+        hold = self._re_entered(key, options, actor, wait)
+        if hold is not None:
+            return Lease(hold, self._line, self._watchdog, when_lost, self)
+        claim = self._claim(key, options, actor, wait)
+        try:
+            outcome = drive(acquire(self._line, claim, _deadline(options)))
+            if isinstance(outcome, Busy):
+                return outcome
+            return Lease(self._kept(outcome, options, actor), self._line, self._watchdog, when_lost, self)
+        except KeyboardInterrupt:  # it may have come between the grant and here
+            self._watchdog.give_up(claim)
+            raise
+
+    async def _acquire_async(self, key: str, options: Options, *, wait: bool) -> AsyncLease | Busy:
+        actor = current_actor()
+        when_lost = options.when_lost or "cancel"
+        line = self._async_line()
+        hold = self._re_entered(key, options, actor, wait)
+        if hold is not None:
+            return AsyncLease(hold, line, self._watchdog, when_lost, self)
+        outcome = await acquire(line, self._claim(key, options, actor, wait), _deadline(options))
+        if isinstance(outcome, Busy):
+            return outcome
+        return AsyncLease(self._kept(outcome, options, actor), line, self._watchdog, when_lost, self)
+
+    def _claim(self, key: str, options: Options, actor: object, wait: bool) -> Claim:
+        if self._closed:
+            raise DistLockError(f"this manager was closed [{self.address}]", key=key, backend=self.address)
+        about = _who.introduce(actor, options.metadata)
+        by_owner = options.reentrant and options.owner is not None
+        return Claim(_who.new_claim_id(), key, options.ttl, wait, options.owner, by_owner, about)
+
+    def _kept(self, grant: Grant, options: Options, actor: object) -> Hold:
+        hold = Hold(grant, renew=options.renew, max_hold=options.max_hold, actor=actor)
+        self._watchdog.keep(hold)
+        if options.reentrant and options.owner is None:
+            self._reentrant[grant.claim.key, actor] = hold
+        return hold
+
+    def _re_entered(self, key: str, options: Options, actor: object, wait: bool) -> Hold | None:
+        """The hold of the same thread or task, if the lock may be entered again."""
+        if options.reentrant:
+            if options.owner is not None:
+                self._check_supported(key, options)
+                return None
+            hold = self._reentrant.get((key, actor))
+            if hold is not None and hold.enter_again():
+                return hold
+        if wait and options.timeout is None:
+            self._check_deadlock(key, options, actor)
+        return None
+
+    def _check_deadlock(self, key: str, options: Options, actor: object) -> None:
+        for lease in blocks.of(actor):
+            if lease.key == key and self._held_for_ever(lease):
+                raise Deadlock(
+                    f"this {'thread' if isinstance(actor, threading.Thread) else 'task'} holds {key!r} in an open block"
+                    " and would wait for itself for ever; use reentrant=True if entering it again is meant"
+                    f" [{self.address}]",
+                    key=key,
+                    backend=self.address,
+                )
+
+    def _held_for_ever(self, lease: BaseLease) -> bool:
+        hold = lease._hold
+        renewed = hold.renew and hold.ends_at == math.inf
+        return lease._watchdog is self._watchdog and renewed and hold.state in (LeaseState.HELD, LeaseState.UNKNOWN)
+
+    def _check_supported(self, key: str, options: Options) -> None:
+        if options.reentrant and options.owner is not None and not self.guarantees.owner_reentrant:
+            raise Unsupported(
+                f"{self.guarantees.backend} cannot re-enter by owner; leave owner out to re-enter by thread or task",
+                key=key,
+                backend=self.address,
+            )
+
+    def _async_line(self) -> Line:
+        loop = current_loop()
+        line = self._lines.get(loop)
+        if line is None:
+            backend = self._backend
+            asynchronous: AsyncBackend
+            if backend.never_blocks:
+                asynchronous = Immediate(backend)
+            else:
+                asynchronous = backend.native() or Threaded(backend, self._watchdog.give_up)
+            line = self._lines[loop] = self._line_over(asynchronous, AsyncRuntime())
+        return line
+
+    def _line_over(self, backend: AsyncBackend, runtime: SyncRuntime | AsyncRuntime) -> Line:
+        return Line(backend, runtime, self._op_timeout, self._backend.address, self._watchdog.give_up)
+
+    # The end.
+
+    def close(self) -> None:
+        """Ends threads and connections. Leases that are still open are lost, and given back to the store.
+
+        Returns within about ``op_timeout``; calling it again does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._finalizer.detach()
+        for hold in self._watchdog.holds:
+            hold.lose("its manager was closed")
+        self._watchdog.close()
+        self._backend.close()
+
+    async def aclose(self) -> None:
+        """`close` for asyncio and trio."""
+        line = self._lines.pop(current_loop(), None)
+        await run_sync(self.close)
+        if line is not None:
+            await line.backend.aclose()
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Manager:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<distlock.Manager {self.address}{' closed' if self._closed else ''}>"
+
+    def _after_fork(self) -> None:
+        self._watchdog.after_fork()
+        self._backend.after_fork()
+        self._lines = weakref.WeakKeyDictionary()
+        self._reentrant = weakref.WeakValueDictionary()
+
+
+def _deadline(options: Options) -> float:
+    return math.inf if options.timeout is None else now() + options.timeout
+
+
+def _drop(watchdog: Watchdog, backend: SyncBackend) -> None:
+    """For a manager that nobody closed."""
+    watchdog.close(join=False)
+    backend.close()
+
+
+def connect(target: Any, *, namespace: str | None = None, op_timeout: float = 5.0) -> Manager:
+    """A manager of the locks of one store.
+
+    ``target`` is a URL (``redis://…``, ``file:///dir``, ``memory://``…), a ready client of redis-py, or a backend.
+    ``namespace`` (default: ``DISTLOCK_NAMESPACE``, else ``default``) keeps the locks of different services apart.
+    ``op_timeout`` bounds every single request, in seconds. Nothing is sent before the first lock is asked for.
+
+    Raises `ConfigurationError` for what cannot work, naming the package to install if one is missing.
+    """
+    return Manager(open_backend(target, namespace, op_timeout), op_timeout=op_timeout)
+
+
+_default: Manager | None = None
+_default_lock = threading.Lock()
+
+
+def configure(target: Any, *, namespace: str | None = None, op_timeout: float = 5.0) -> None:
+    """What the bare `lock` uses from now on; open leases stay with what they were acquired from."""
+    global _default
+    manager = connect(target, namespace=namespace, op_timeout=op_timeout)
+    with _default_lock:
+        _default = manager
+
+
+def default_manager() -> Manager:
+    """The configured one, else of ``DISTLOCK_URL``, else the files of this machine."""
+    global _default
+    manager = _default
+    if manager is None:
+        with _default_lock:
+            manager = _default
+            if manager is None:
+                url = os.environ.get("DISTLOCK_URL")
+                if not url:
+                    log.warning(
+                        "distlock is not configured: locks are files and protect this machine only;"
+                        " set DISTLOCK_URL or call distlock.configure()"
+                    )
+                manager = _default = connect(url or "file://")
+    return manager
+
+
+def lock(
+    key: str,
+    *,
+    ttl: float = 30.0,
+    timeout: float | None = None,
+    renew: bool = True,
+    max_hold: float | None = None,
+    reentrant: bool = False,
+    owner: str | None = None,
+    when_lost: WhenLost | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Lock:
+    """The recipe of a lock named ``key``, in the store of `configure` or ``DISTLOCK_URL``.
+
+    ``ttl``: seconds after which the store frees it if nobody renews it. ``timeout``: seconds to wait for it
+    (None: for ever, 0: try once), for the whole call. ``renew``: keep it alive until it is released.
+    ``max_hold``: seconds after which renewal stops. ``reentrant``: the same thread or task, or the same
+    ``owner`` anywhere, may enter it again. ``when_lost``: what a block does if the lease is lost inside it:
+    ``"raise"`` at its end (default of ``with``), ``"cancel"`` the body at its next checkpoint (default of
+    ``async with``), ``"warn"`` in the log. ``metadata``: shown to whoever waits or inspects.
+
+    Raises `ValueError` for values out of range, before any I/O.
+    """
+    return Lock(default_manager, key, Options(ttl, timeout, renew, max_hold, reentrant, owner, when_lost, metadata))
+
+
+def locked(
+    template: str,
+    *,
+    ttl: float = 30.0,
+    timeout: float | None = None,
+    renew: bool = True,
+    max_hold: float | None = None,
+    reentrant: bool = False,
+    owner: str | None = None,
+    when_lost: WhenLost | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Decorates a function or coroutine function: each call holds the lock whose key is ``template`` filled in
+    with its arguments, as in ``@locked("orders:{order.id}")``. The options are those of `lock`.
+
+    A template that names no parameter of the function is a `ConfigurationError` when it is decorated.
+    """
+    options = Options(ttl, timeout, renew, max_hold, reentrant, owner, when_lost, metadata)
+    return locked_by(lambda key: Lock(default_manager, key, options), template)
+
+
+def _after_fork_in_child() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()
+    _who.after_fork()
+    for manager in list(_managers):
+        manager._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

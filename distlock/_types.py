@@ -1,0 +1,195 @@
+"""The values that cross the border between the core and a backend, and those users see."""
+
+from __future__ import annotations
+
+import enum
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+__all__ = (
+    "Busy",
+    "Claim",
+    "Fault",
+    "Grant",
+    "Guarantees",
+    "Holder",
+    "Inspection",
+    "LeaseState",
+    "Renewal",
+    "Waiter",
+)
+
+
+class LeaseState(enum.Enum):
+    """What is known of a lease, by the local clock and the last answer of the store."""
+
+    HELD = "held"
+    UNKNOWN = "unknown"
+    """Renewal or release is failing; still inside the proven time."""
+    LOST = "lost"
+    RELEASED = "released"
+
+
+class Fault(enum.Enum):
+    """What can go wrong with a store, for `Guarantees.excepted`."""
+
+    LOST_WRITES = "the store restarts without its last writes (for Redis, the tail of the AOF)"
+    EMPTY_RESTART = "the store restarts empty"
+    FAILOVER = "a replica without the latest writes is promoted"
+    EVICTION = "the store evicts keys to free memory"
+    DELETED = "someone deletes the lock's data (FLUSHALL, DEL, rm)"
+    STORE_CLOCK_JUMP = "the store's clock jumps"
+    CLOCK_SET_BACK = "the machine's wall clock is set back across a restart"
+    STOPPED_WAITER = "a waiting process that is stopped (SIGSTOP) is given the lock and keeps it until it goes on"
+    FOREIGN_MACHINE = "two machines use it at the same time (a shared or network folder)"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantees:
+    """What a backend promises, and under which faults it does not."""
+
+    backend: str
+    scope: str
+    """``"process"``, ``"machine"`` or ``"network"``: who is kept out."""
+    fenced: bool
+    """Every grant has a token above all earlier ones of its key."""
+    fair: bool
+    """First come, first served."""
+    dead_holder: str
+    """How a holder that died is noticed: ``"ttl"``, ``"session"`` or ``"at once"``."""
+    owner_reentrant: bool
+    """``reentrant=True`` with an explicit ``owner`` works, across processes where the scope has them."""
+    extend: bool
+    """``lease.extend(ttl)`` can set another length than the lock's own."""
+    excepted: frozenset[Fault] = frozenset()
+    """Faults under which two holders may overlap or tokens may fall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One acquire call: the unit of idempotency and of ownership."""
+
+    id: str
+    key: str
+    ttl: float
+    wait: bool
+    """Queue for the lock when it is taken."""
+    owner: str | None = None
+    """Who re-enters: only meaningful with ``reentrant``."""
+    reentrant: bool = False
+    about: str = "{}"
+    """Who asks, as the text that `Waiter.read` understands; backends store it and give it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The store gave the lock to ``claim``."""
+
+    claim: Claim
+    token: int
+    deadline: float
+    """Until when holding is proven, by `distlock._clock.now`; counted from *before* the request was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Who waits for a lock, as it described itself."""
+
+    owner: str
+    host: str = "?"
+    pid: int = 0
+    where: str = ""
+    """Thread or task."""
+    site: str = ""
+    """``file.py:line`` of the call."""
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @staticmethod
+    def read(owner: str, about: str) -> Waiter:
+        """What `describe` wrote; anything else is an unknown waiter, never an error."""
+        return Waiter(**_read(owner, about))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        site = f" ({self.site})" if self.site else ""
+        return f"{self.host} pid {self.pid}{site}"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder(Waiter):
+    """Who holds a lock."""
+
+    token: int | None = None
+    held_for: float | None = None
+    """Seconds since the grant, by the store's clock."""
+    ttl: float | None = None
+    """Seconds until the store would end it; ``None`` where a holder's life is not measured in seconds."""
+
+    @staticmethod
+    def found(owner: str, about: str, *, token: int | None, held_for: float | None, ttl: float | None) -> Holder:
+        """A holder from the text that `describe` wrote and what the store knows."""
+        return Holder(**_read(owner, about), token=token, held_for=held_for, ttl=ttl)  # type: ignore[arg-type]
+
+    @property
+    def since(self) -> float | None:
+        """Unix time of the grant, by this machine's wall clock."""
+        return None if self.held_for is None else time.time() - self.held_for
+
+    def __str__(self) -> str:
+        age = "" if self.held_for is None else f" for {self.held_for:.1f} s"
+        token = "" if self.token is None else f", token {self.token}"
+        return f"{Waiter.__str__(self)}{age}{token}"
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The lock is someone else's."""
+
+    claim: Claim
+    holder: Holder | None = None
+    retry_after: float | None = None
+    """Seconds after which to ask again even if nothing woke the waiter; ``None``: the watch sees to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What came of renewing one grant: ``HELD`` until a new ``deadline``, ``LOST``, or ``UNKNOWN``."""
+
+    state: LeaseState
+    deadline: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A lock as the store sees it now. Already old when you read it: for people, not for decisions."""
+
+    key: str
+    holder: Holder | None
+    waiters: tuple[Waiter, ...] = ()
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def describe(host: str, pid: int, where: str, site: str, metadata: Mapping[str, str] | None) -> str:
+    """The text that a store keeps beside a claim."""
+    return _encode({"h": host, "p": pid, "w": where, "s": site, "m": metadata} if metadata else
+                   {"h": host, "p": pid, "w": where, "s": site})  # fmt: skip
+
+
+def _read(owner: str, about: str) -> dict[str, object]:
+    try:
+        data = json.loads(about)
+        metadata = MappingProxyType({str(k): str(v) for k, v in data.get("m", {}).items()})
+        return {
+            "owner": owner,
+            "host": str(data.get("h", "?")),
+            "pid": int(data.get("p", 0)),
+            "where": str(data.get("w", "")),
+            "site": str(data.get("s", "")),
+            "metadata": metadata,
+        }
+    except (ValueError, TypeError, AttributeError):
+        return {"owner": owner}

@@ -1,0 +1,51 @@
+"""Who is asking: unique claim ids, and where a call came from."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from types import FrameType
+
+from ._core.actor import actor_name
+from ._types import describe
+
+__all__ = ("after_fork", "introduce", "new_claim_id")
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+_host = ""
+_pid = 0
+_process = ""
+_count = itertools.count(1)
+
+
+def after_fork() -> None:
+    """Another process, other ids."""
+    global _host, _pid, _process, _count
+    _host, _pid, _process = socket.gethostname(), os.getpid(), secrets.token_hex(10)
+    _count = itertools.count(1)
+
+
+after_fork()
+
+
+def new_claim_id() -> str:
+    """Never given out twice, in any process: 80 random bits for the process, and a counter."""
+    return f"{_process}{next(_count):x}"
+
+
+def introduce(actor: object, metadata: Mapping[str, str] | None) -> str:
+    """The caller, as a text to be stored beside its claim."""
+    return describe(_host, _pid, actor_name(actor), _call_site(), metadata)
+
+
+def _call_site() -> str:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_PACKAGE):
+            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

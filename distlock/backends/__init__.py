@@ -1,0 +1,1 @@
+"""Where locks live: one module or package per kind of store."""

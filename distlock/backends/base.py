@@ -1,0 +1,167 @@
+"""The contract between the core and a store.
+
+A backend subclasses `SyncBackend` and implements eight methods; the core brings waiting, timeouts,
+cancellation, renewal, loss, re-entry and both colours. `distlock.testing` proves one.
+
+Rules for every method
+
+* ``deadline`` is a moment on `distlock._clock.now`. Return or raise by then; the time that is left is the
+  budget of the whole call, connecting included.
+* A store that does not answer is `BackendUnavailable`, one that answers nonsense `BackendError`, each with
+  ``key`` and with ``backend`` set to an address without secrets.
+* Methods are called from any thread, several at once.
+* Asked twice, each does the same as asked once: the core retries after a lost reply.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
+
+from .._clock import now, seconds_left
+from .._errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigurationError,
+    DistLockError,
+    InvalidKey,
+    Unsupported,
+)
+from .._types import (
+    Busy,
+    Claim,
+    Fault,
+    Grant,
+    Guarantees,
+    Holder,
+    Inspection,
+    LeaseState,
+    Renewal,
+    Waiter,
+)
+
+__all__ = (
+    "PROVISIONAL",
+    "AsyncBackend",
+    "BackendError",
+    "BackendUnavailable",
+    "Busy",
+    "Claim",
+    "ConfigurationError",
+    "DistLockError",
+    "Fault",
+    "Grant",
+    "Guarantees",
+    "Holder",
+    "Inspection",
+    "InvalidKey",
+    "LeaseState",
+    "Renewal",
+    "Subscription",
+    "SyncBackend",
+    "Unsupported",
+    "Waiter",
+    "Wake",
+    "now",
+    "proven_until",
+    "seconds_left",
+)
+
+Wake = Callable[[], None]
+
+PROVISIONAL = 1.0
+"""Seconds within which a waiter that was handed the lock must confirm it (by asking again)."""
+
+
+def proven_until(sent_at: float, ttl: float) -> float:
+    """The deadline of a lease of ``ttl`` seconds asked for at ``sent_at``.
+
+    The margin of 1 % and 2 ms is the drift allowance of the Redlock description (redis.io, "Distributed
+    Locks with Redis"): the local clock and the store's may differ in speed by that much.
+    """
+    return sent_at + ttl - (0.01 * ttl + 0.002)
+
+
+class Subscription(Protocol):
+    """A watch that was set up."""
+
+    def close(self) -> None:
+        """Ends it: no ``wake`` afterwards, nothing left behind. Never blocks; may be called twice."""
+
+
+@runtime_checkable
+class SyncBackend(Protocol):
+    """A store of locks. Subclass it: the last methods have defaults."""
+
+    guarantees: Guarantees
+    address: str
+    """For people: scheme and place, without secrets."""
+    never_blocks: ClassVar[bool] = False
+    """True if no method ever waits for I/O, so that an event loop may call it."""
+
+    @abstractmethod
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+        """One attempt. Repeated for the same ``claim.id`` it finds its own grant or its place in the queue.
+
+        Asking again is also how a waiter confirms a lock that was handed to it. With ``claim.wait`` the
+        claim takes its place in the queue, if the store keeps one.
+        """
+
+    @abstractmethod
+    def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
+        """Calls ``wake`` (from any thread, as often as it likes) when asking again may help.
+
+        That includes "at once", if the lock became free or ours since ``busy``. A wake-up is a hint, never
+        a grant.
+        """
+
+    @abstractmethod
+    def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
+        """The claim is given up: out of the queue, and handed on if it was granted in the meantime.
+
+        ``in_flight``: an acquire for it may still be on its way to the store; it must come to nothing.
+        """
+
+    @abstractmethod
+    def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
+        """Each grant for its ``claim.ttl`` from now, in as few requests as the store allows."""
+
+    @abstractmethod
+    def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
+        """Sets (never adds to) the time that is left to ``ttl`` seconds; never revives what has ended."""
+
+    @abstractmethod
+    def release(self, grant: Grant, deadline: float) -> bool:
+        """Gives the lock up, and to the next waiter in the same step. False: it was not ours any more."""
+
+    @abstractmethod
+    def inspect(self, key: str, deadline: float) -> Inspection:
+        """Who holds ``key`` and who waits, in order."""
+
+    @abstractmethod
+    def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
+        """The locks in use whose names start with ``prefix``, in no order."""
+
+    def close(self) -> None:
+        """Ends connections and threads. Claims that are still open are the caller's to end before."""
+
+    def after_fork(self) -> None:
+        """In a forked child: drop what was inherited without a word to the store, be ready for use."""
+
+    def native(self) -> AsyncBackend | None:
+        """An async twin for the running event loop, or None to be run in worker threads."""
+        return None
+
+
+class AsyncBackend(Protocol):
+    """`SyncBackend` for an event loop. Renewal stays with the watchdog thread, on the sync one."""
+
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy: ...
+    async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription: ...
+    async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None: ...
+    async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal: ...
+    async def release(self, grant: Grant, deadline: float) -> bool: ...
+    async def inspect(self, key: str, deadline: float) -> Inspection: ...
+    async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]: ...
+    async def aclose(self) -> None: ...
