@@ -1,0 +1,193 @@
+"""Locks on one Redis server: a Lua script for every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..base import (
+    Busy,
+    Claim,
+    Fault,
+    Grant,
+    Guarantees,
+    Inspection,
+    LeaseState,
+    Renewal,
+    Subscription,
+    SyncBackend,
+    Wake,
+    now,
+    proven_until,
+)
+from ._connect import Server
+from ._inbox import Inbox
+from ._pool import Pool
+from ._scripts import ACQUIRE, INSPECT, REFRESH, RELEASE, RENEW, clock_key, command, lock_keys, own_key
+from ._values import NO_INBOX, acquired, arguments, inspection, milliseconds
+
+__all__ = ("RedisBackend",)
+
+GUARANTEES = Guarantees(
+    backend="redis",
+    scope="network",
+    fenced=True,
+    fair=True,
+    dead_holder="ttl",
+    owner_reentrant=True,
+    extend=True,
+    excepted=frozenset(
+        {
+            Fault.LOST_WRITES,
+            Fault.EMPTY_RESTART,
+            Fault.FAILOVER,
+            Fault.EVICTION,
+            Fault.DELETED,
+            Fault.STORE_CLOCK_JUMP,
+        }
+    ),
+)
+
+LATE = 60.0
+"""Seconds at most for which a withdrawn claim is remembered, against a request for it that is still on its way."""
+
+BATCH = 256
+
+
+class RedisBackend(SyncBackend):
+    """Thread-safe. Connects when it is first asked."""
+
+    guarantees = GUARANTEES
+
+    def __init__(self, server: Server, namespace: str, op_timeout: float) -> None:
+        self.server = server
+        self.address = server.address
+        self.namespace = namespace
+        self.op_timeout = op_timeout
+        self.clock = clock_key(namespace)
+        self._pool = Pool(server, op_timeout)
+        self.inbox = Inbox(server, namespace, op_timeout, self._refresh)
+
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+        inbox = self.inbox.expect(claim) if claim.wait else NO_INBOX
+        asked_at = now()
+        try:
+            reply = self._pool.run(ACQUIRE, self.asking(claim, inbox), deadline, claim.key)
+        except BaseException:
+            self.inbox.forget_unwatched(claim.id)
+            raise
+        return self.answered(claim, asked_at, reply)
+
+    def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
+        return self.inbox.watch(busy, wake, deadline)
+
+    def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
+        self.inbox.forget(claim.id)
+        self._pool.run(RELEASE, self.leaving(claim, queued=True, in_flight=in_flight), deadline, claim.key)
+
+    def release(self, grant: Grant, deadline: float) -> bool:
+        return self._pool.run(RELEASE, self.leaving(grant.claim), deadline, grant.claim.key) == 1
+
+    def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
+        asked_at = now()
+        reply = self._pool.run(RENEW, self.renewing([(grant.claim, ttl)]), deadline, grant.claim.key)
+        return renewals([ttl], asked_at, reply)[0]
+
+    def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
+        results: list[Renewal] = []
+        for start in range(0, len(grants), BATCH):
+            claims = [grant.claim for grant in grants[start : start + BATCH]]
+            asked_at = now()
+            reply = self._pool.run(RENEW, self.renewing([(claim, claim.ttl) for claim in claims]), deadline)
+            results += renewals([claim.ttl for claim in claims], asked_at, reply)
+        return results
+
+    def inspect(self, key: str, deadline: float) -> Inspection:
+        reply = self._pool.run(INSPECT, self.inspecting(key), deadline, key)
+        return inspection(key, reply)  # type: ignore[arg-type]
+
+    def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
+        cursor = b"0"
+        seen: set[str] = set()
+        while True:
+            cursor, names = self._pool.send(self.scanning(cursor, prefix), deadline)  # type: ignore[misc]
+            for key in self.keys_in(names):
+                if key not in seen and key.startswith(prefix):
+                    seen.add(key)
+                    yield self.inspect(key, deadline)
+            if cursor == b"0":
+                return
+
+    def close(self) -> None:
+        self.inbox.close()
+        self._pool.close()
+
+    def after_fork(self) -> None:
+        self.inbox.after_fork()
+        self._pool.clear()
+
+    # Requests and replies, shared by both colours.
+
+    def asking(self, claim: Claim, inbox: bytes) -> bytes:
+        """The request to acquire."""
+        return ACQUIRE.frame(4, self._keys(claim.key), *arguments(claim, inbox))
+
+    def answered(self, claim: Claim, asked_at: float, reply: object) -> Grant | Busy:
+        """What came of it; who has the lock need not wait for it."""
+        outcome = acquired(claim, asked_at, reply)
+        if claim.wait:
+            if isinstance(outcome, Grant):
+                self.inbox.forget(claim.id)
+            else:
+                self.inbox.ends_in(outcome)
+        return outcome
+
+    def leaving(self, claim: Claim, *, queued: bool = False, in_flight: bool = False) -> bytes:
+        """The request to release or to withdraw."""
+        late = milliseconds(min(claim.ttl, LATE)) if in_flight else b"0"
+        return RELEASE.frame(4, self._keys(claim.key), claim.id.encode(), b"1" if queued else b"0", late)
+
+    def renewing(self, claims: Sequence[tuple[Claim, float]]) -> bytes:
+        """The request to keep leases alive."""
+        keys = b"".join([own_key(self.namespace, claim.key) for claim, _ in claims])
+        args = [arg for claim, ttl in claims for arg in (claim.id.encode(), milliseconds(ttl))]
+        return RENEW.frame(len(claims), keys, *args)
+
+    def inspecting(self, key: str) -> bytes:
+        """The request to look at a lock."""
+        return INSPECT.frame(3, lock_keys(self.namespace, key))
+
+    def scanning(self, cursor: bytes, prefix: str) -> bytes:
+        """One step of looking for locks."""
+        escaped = "".join(f"\\{c}" if c in "\\*?[]^-" else c for c in prefix)
+        return command(b"SCAN", cursor, b"MATCH", f"distlock:{{{self.namespace}:{escaped}*}}*".encode(), b"COUNT", b"500")
+
+    def keys_in(self, names: Sequence[bytes]) -> Iterator[str]:
+        """The lock names among keys of the server: of those held and of those only waited for."""
+        start = f"distlock:{{{self.namespace}:".encode()
+        for name in names:
+            if name.startswith(start):
+                stem = name[len(start) :]
+                yield (stem[:-1] if stem.endswith(b"}") else stem[:-3]).decode(errors="replace")
+
+    def _keys(self, key: str) -> bytes:
+        return lock_keys(self.namespace, key) + self.clock
+
+    def _refresh(
+        self, inbox: bytes, waiting: Mapping[str, Sequence[str]]
+    ) -> Mapping[str, tuple[int, Sequence[str]]]:
+        keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
+        args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
+        frame = REFRESH.frame(1 + 3 * len(waiting), keys, inbox, *args)
+        reply = self._pool.run(REFRESH, frame, now() + self.op_timeout)
+        return {
+            key: (pttl, [id.decode() for id in ids])
+            for key, (pttl, *ids) in zip(waiting, reply, strict=True)  # type: ignore[call-overload]
+        }
+
+
+def renewals(ttls: Sequence[float], asked_at: float, reply: object) -> list[Renewal]:
+    """What ``renew.lua`` said."""
+    return [
+        Renewal(LeaseState.HELD, proven_until(asked_at, ttl)) if held else Renewal(LeaseState.LOST)
+        for ttl, held in zip(ttls, reply, strict=True)  # type: ignore[call-overload]
+    ]

@@ -1,0 +1,128 @@
+"""Where the server is and how to reach it, for connections of our own in both colours; and what its errors mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis import exceptions
+
+from ..base import BackendError, BackendUnavailable, ConfigurationError, Unsupported
+
+__all__ = ("Server", "mapped")
+
+# What is taken over from a URL or a ready client. All else (decoding, protocol, retries, health checks, …) is
+# ours to choose, so that a lock behaves the same however the client at hand is set up.
+_TAKEN = (
+    "host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
+    "socket_keepalive", "socket_keepalive_options", "socket_type",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One Redis server."""
+
+    kind: str
+    """``tcp``, ``tls`` or ``unix``."""
+    settings: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_url(cls, url: str) -> Server:
+        """As redis-py reads it."""
+        try:
+            pool = redis.ConnectionPool.from_url(url)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"not a usable Redis URL ({_plain(error)}): redis://[user:password@]host:6379/0") from None
+        return cls.from_pool(pool)
+
+    @classmethod
+    def from_client(cls, client: Any) -> Server:
+        """As a ready ``redis.Redis`` or ``redis.asyncio.Redis`` is set up."""
+        pool = getattr(client, "connection_pool", None)
+        if pool is None or not isinstance(client, (redis.Redis, redis.asyncio.Redis)):
+            raise Unsupported(f"a {type(client).__name__} is not supported: give a redis.Redis or redis.asyncio.Redis")
+        if "Sentinel" in type(pool).__name__:
+            raise Unsupported("a client that finds its server through Sentinel is not supported yet")
+        return cls.from_pool(pool)
+
+    @classmethod
+    def from_pool(cls, pool: Any) -> Server:
+        """As a connection pool of redis-py is set up."""
+        given = pool.connection_kwargs
+        settings = {name: given[name] for name in _TAKEN if given.get(name) is not None}
+        if "path" in settings:
+            return cls("unix", settings)
+        tls = {name: value for name, value in given.items() if name.startswith("ssl_") and value is not None}
+        is_tls = issubclass(pool.connection_class, (redis.SSLConnection, redis.asyncio.SSLConnection))
+        return cls("tls" if is_tls else "tcp", {**settings, **tls} if is_tls else settings)
+
+    @property
+    def address(self) -> str:
+        """For people: no user, no password."""
+        db = self.settings.get("db") or 0
+        if self.kind == "unix":
+            return f"unix://{self.settings['path']}?db={db}"
+        scheme = "rediss" if self.kind == "tls" else "redis"
+        return f"{scheme}://{self.settings.get('host', 'localhost')}:{self.settings.get('port', 6379)}/{db}"
+
+    def connection(self, timeout: float) -> redis.Connection:
+        """A sync connection, not connected yet."""
+        kinds = {"tcp": redis.Connection, "tls": redis.SSLConnection, "unix": redis.UnixDomainSocketConnection}
+        return kinds[self.kind](**self._options(timeout, redis.retry.Retry(redis.backoff.NoBackoff(), 0)))
+
+    def async_connection(self, timeout: float) -> redis.asyncio.Connection:
+        """An asyncio connection, not connected yet."""
+        module = redis.asyncio
+        kinds = {"tcp": module.Connection, "tls": module.SSLConnection, "unix": module.UnixDomainSocketConnection}
+        retry = module.retry.Retry(redis.backoff.NoBackoff(), 0)
+        return kinds[self.kind](**self._options(timeout, retry))
+
+    def _options(self, timeout: float, retry: object) -> dict[str, Any]:
+        return {
+            **self.settings,
+            "protocol": 2,
+            "decode_responses": False,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry": retry,
+            "health_check_interval": 0,
+        }
+
+
+def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool = True) -> BackendError:
+    """A driver's or a socket's exception as one of ours, with what to do about it."""
+    text = str(error)
+
+    def unavailable(what: str) -> BackendUnavailable:
+        return BackendUnavailable(f"{what} [{address}]", key=key, backend=address, sent=sent)
+
+    def refused(what: str) -> BackendError:
+        return BackendError(f"{what} [{address}]", key=key, backend=address)
+
+    if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError)) or (
+        text.startswith(("NOAUTH", "WRONGPASS"))
+    ):
+        return refused(f"the server refused the user or the password; check them: {text}")
+    if isinstance(error, exceptions.NoPermissionError):
+        return refused(f"the user may not do this; its ACL needs +@scripting +@read +@write +@pubsub on ~distlock:* &distlock:*: {text}")
+    if isinstance(error, exceptions.BusyLoadingError):
+        return unavailable("the server is still loading its data; try again")
+    if isinstance(error, exceptions.ReadOnlyError) or "READONLY" in text:
+        return unavailable("the server is a read-only replica; connect to the primary")
+    if isinstance(error, exceptions.OutOfMemoryError) or "OOM command" in text:
+        return refused("the server is out of memory; raise maxmemory, and use maxmemory-policy noeviction for locks")
+    if "WRONGTYPE" in text:
+        return refused(f"a key of this lock holds data of another kind; delete it or use another namespace: {text}")
+    if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
+        return unavailable("the server did not answer in time")
+    if isinstance(error, (exceptions.ConnectionError, OSError)):
+        return unavailable(f"the server cannot be reached; is it running, and is the address right? ({text})")
+    return refused(f"the server answered with an error: {text}")
+
+
+def _plain(error: Exception) -> str:
+    """Its text, unless that could repeat the URL."""
+    return type(error).__name__ if "://" in str(error) or "@" in str(error) else str(error)

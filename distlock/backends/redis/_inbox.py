@@ -1,0 +1,302 @@
+"""How a process waits: one subscribed connection for all its waiters, and one request now and then.
+
+Messages are hints. What a lost one would have said is found by the refresh, which every third of a ttl keeps
+the places in the queues, and runs at the very moment at which a holder that died would lose its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import secrets
+import select
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from redis import Connection
+from redis.exceptions import RedisError
+
+from ..base import PROVISIONAL, Busy, Claim, DistLockError, Subscription, Wake, now
+from ._connect import Server, mapped
+from ._scripts import command
+
+__all__ = ("Inbox",)
+
+log = logging.getLogger("distlock")
+
+Refresh = Callable[[bytes, Mapping[str, Sequence[str]]], Mapping[str, tuple[int, Sequence[str]]]]
+"""Sends an echo to the channel and keeps the places of claims, by key; gives, by key, the ms until the lock ends and
+the claims to wake."""
+
+NOT_LISTENING = b"-"
+SLACK = 0.002
+LONGEST_PAUSE = 1.0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    claim: Claim
+    wake: Wake | None = None
+    free_at: float = math.inf
+    woken: bool = False
+
+
+class Inbox:
+    """Thread-safe. Connects when the first claim has to wait, and stays connected until `close`."""
+
+    def __init__(self, server: Server, namespace: str, op_timeout: float, refresh: Refresh) -> None:
+        self._server = server
+        self._namespace = namespace
+        self._op_timeout = op_timeout
+        self._refresh = refresh
+        self._reset()
+
+    def _reset(self) -> None:
+        self._channel = f"distlock:{self._namespace}:inbox:{secrets.token_hex(8)}".encode()
+        self._mutex = threading.Lock()
+        self._starting = threading.Lock()
+        self._waiting: dict[str, _Waiting] = {}
+        self._listening = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._connection: Connection | None = None
+        self._bell: tuple[socket.socket, socket.socket] | None = None
+        self._refreshed_at = 0.0
+        self._asleep_until = math.inf
+        self._echo_missing = False
+
+    # Called by whoever acquires.
+
+    @property
+    def listening(self) -> bool:
+        """A message sent now would be received."""
+        return self._listening
+
+    def expect(self, claim: Claim) -> bytes:
+        """The channel to queue ``claim`` with; from now on news of it is kept for its watch."""
+        if not self._listening:
+            return NOT_LISTENING
+        with self._mutex:
+            if not self._waiting:
+                self._refreshed_at = now()
+            self._waiting.setdefault(claim.id, _Waiting(claim))
+        return self._channel
+
+    def forget(self, claim_id: str) -> None:
+        """No news of this claim is wanted."""
+        if self._waiting:
+            with self._mutex:
+                self._waiting.pop(claim_id, None)
+
+    def forget_unwatched(self, claim_id: str) -> None:
+        """The request that `expect` prepared came to nothing."""
+        with self._mutex:
+            if (waiting := self._waiting.get(claim_id)) and waiting.wake is None:
+                del self._waiting[claim_id]
+
+    def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
+        """Wakes when asking again may help: at once if the claim is not in the queue yet."""
+        with self._mutex:
+            queued = busy.claim.id in self._waiting
+            waiting = self._waiting.setdefault(busy.claim.id, _Waiting(busy.claim))
+            waiting.wake = wake
+            woken = waiting.woken
+        watch = _Watch(self, busy.claim.id)
+        try:
+            self._start(deadline)
+        except BaseException:
+            watch.close()
+            raise
+        self.ends_in(busy)
+        if woken or not queued:
+            wake()
+        return watch
+
+    def ends_in(self, busy: Busy) -> None:
+        """Notes when the lock ends by itself."""
+        ttl = None if busy.holder is None else busy.holder.ttl
+        with self._mutex:
+            waiting = self._waiting.get(busy.claim.id)
+            if waiting is None:
+                return
+            waiting.free_at = math.inf if ttl is None else now() + ttl + SLACK
+            due = self._next_due()
+        if due < self._asleep_until:
+            self._ring()
+
+    def close(self) -> None:
+        """Ends the thread and its connection."""
+        self._closed = True
+        self._ring()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(self._op_timeout)
+
+    def after_fork(self) -> None:
+        """In a forked child: the inherited sockets are closed without a word to the server."""
+        if self._connection is not None:
+            self._connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
+        for end in self._bell or ():
+            end.close()
+        self._reset()
+
+    # Connecting.
+
+    def _start(self, deadline: float) -> None:
+        if self._listening:
+            return
+        with self._starting:
+            # A thread that is there but not listening reconnects, and will tell its waiters.
+            if self._thread is None and not self._closed:
+                self._connection = self._subscribe(deadline - now())
+                self._bell = socket.socketpair()
+                self._listening = True
+                self._thread = threading.Thread(target=self._run, name="distlock-inbox", daemon=True)
+                self._thread.start()
+
+    def _subscribe(self, timeout: float) -> Connection:
+        connection = self._server.connection(self._op_timeout)
+        connection.socket_connect_timeout = timeout = max(0.01, min(timeout, self._op_timeout))
+        try:
+            connection.connect()
+            connection.send_packed_command([command(b"SUBSCRIBE", self._channel)], check_health=False)
+            if not connection.can_read(timeout):
+                raise TimeoutError
+            connection.read_response()
+        except BaseException as error:
+            connection.disconnect()
+            if isinstance(error, (RedisError, OSError)):
+                raise mapped(error, self._server.address, sent=False) from error
+            raise
+        return connection
+
+    # What the thread does.
+
+    def _run(self) -> None:
+        bell = self._bell
+        assert bell is not None
+        try:
+            alive = True
+            while alive and not self._closed:
+                try:
+                    self._listen(bell[0])
+                except (RedisError, OSError) as error:
+                    log.info("the connection that brings wake-ups broke: %s", error)
+                    alive = self._closed or self._reconnect(bell[0])
+        finally:
+            self._listening = False
+            for end in bell:
+                end.close()
+            if self._connection is not None:
+                self._connection.disconnect()
+
+    def _listen(self, bell: socket.socket) -> None:
+        connection = self._connection
+        assert connection is not None
+        with self._mutex:
+            self._asleep_until = due = self._next_due()
+        # TLS may have decrypted more than one message: ask the connection before the socket.
+        if not connection.can_read(0):
+            timeout = None if due == math.inf else max(0.0, due - now())
+            select.select([connection._sock, bell], [], [], timeout)
+        self._asleep_until = -math.inf
+        with contextlib.suppress(BlockingIOError):
+            bell.recv(4096, socket.MSG_DONTWAIT)
+        while connection.can_read(0):
+            self._receive(connection.read_response(disable_decoding=True))
+        if not self._closed and now() >= due:
+            self._refresh_all()
+
+    def _receive(self, message: object) -> None:
+        if not isinstance(message, list) or message[0] != b"message":
+            return
+        kind, _, claim_id = message[2].decode().partition(" ")
+        if kind == "e":
+            self._echo_missing = False
+        elif kind == "g":
+            self._wake([claim_id])
+        elif kind == "s":  # stand by, in case the one that got the lock does not confirm it
+            with self._mutex:
+                if waiting := self._waiting.get(claim_id):
+                    waiting.free_at = now() + PROVISIONAL + SLACK
+
+    def _refresh_all(self) -> None:
+        if self._echo_missing:  # half open: the server thinks that it reaches us
+            raise OSError("no message came through since the last refresh")
+        with self._mutex:
+            self._refreshed_at = now()
+            by_key: dict[str, list[str]] = {}
+            for waiting in self._waiting.values():
+                by_key.setdefault(waiting.claim.key, []).append(waiting.claim.id)
+        if not by_key:
+            return
+        self._echo_missing = True
+        try:
+            found = self._refresh(self._channel, by_key)
+        except DistLockError as error:
+            log.info("keeping the place in the queue failed: %s", error)
+            self._wake([id for ids in by_key.values() for id in ids])  # each finds out for itself what is wrong
+            return
+        t = now()
+        with self._mutex:
+            for waiting in self._waiting.values():
+                pttl, _ = found.get(waiting.claim.key, (-1, ()))
+                waiting.free_at = t + pttl / 1000 + SLACK if pttl >= 0 else math.inf
+        self._wake([id for _, ids in found.values() for id in ids])
+
+    def _next_due(self) -> float:
+        if not self._waiting:
+            return math.inf
+        third = min(waiting.claim.ttl for waiting in self._waiting.values()) / 3
+        return min(self._refreshed_at + third, min(waiting.free_at for waiting in self._waiting.values()))
+
+    def _wake(self, claim_ids: Sequence[str]) -> None:
+        with self._mutex:
+            found = [self._waiting[id] for id in claim_ids if id in self._waiting]
+            for waiting in found:
+                waiting.woken = True
+        for waiting in found:
+            if waiting.wake is not None:
+                waiting.wake()
+
+    def _reconnect(self, bell: socket.socket) -> bool:
+        """False: nobody waits any more, the thread ends."""
+        pause = 0.05
+        while not self._closed:
+            with self._mutex:
+                self._listening = False
+                claim_ids = list(self._waiting)
+                if not claim_ids:
+                    self._thread = None
+                    return False
+            try:
+                self._connection = self._subscribe(self._op_timeout)
+            except DistLockError:
+                self._wake(claim_ids)  # they ask, and learn of the outage
+                select.select([bell], [], [], pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            self._echo_missing = False
+            self._listening = True
+            self._refresh_all()  # finds what was said while nobody listened
+            break
+        return True
+
+    def _ring(self) -> None:
+        if self._bell is not None:
+            with contextlib.suppress(OSError):
+                self._bell[1].send(b"!", socket.MSG_DONTWAIT)
+
+
+class _Watch:
+    __slots__ = ("_claim_id", "_inbox")
+
+    def __init__(self, inbox: Inbox, claim_id: str) -> None:
+        self._inbox = inbox
+        self._claim_id = claim_id
+
+    def close(self) -> None:
+        self._inbox.forget(self._claim_id)

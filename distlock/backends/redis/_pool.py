@@ -1,0 +1,119 @@
+"""Connections of our own: one request at a time on each, none of them checked before use.
+
+A pooled connection may have died while it lay idle. That shows when it is used, and is then tried once more on
+a fresh one, which is safe because every request may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from redis import Connection
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..base import BackendError, BackendUnavailable, now
+from ._connect import Server, mapped
+from ._scripts import Script
+
+__all__ = ("Pool",)
+
+MOST_IDLE = 16
+
+
+class Pool:
+    """Thread-safe: taking and giving back are single deque operations."""
+
+    def __init__(self, server: Server, op_timeout: float) -> None:
+        self._server = server
+        self._op_timeout = op_timeout
+        self._idle: deque[Connection] = deque()
+        self._closed = False
+
+    def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> object:
+        """The reply of ``script``, which the server may have forgotten."""
+        try:
+            return self.send(frame, deadline, key)
+        except _Forgotten:
+            return self.send(script.whole(frame), deadline, key)
+
+    def send(self, frame: bytes, deadline: float, key: str | None = None) -> object:
+        """The reply to one request; errors are ours."""
+        left = deadline - now()
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return self._send_fresh(frame, left, key)
+        try:
+            return self._exchange(connection, frame, left)
+        except NoScriptError:
+            raise _Forgotten from None
+        except RedisTimeoutError as error:
+            raise mapped(error, self._server.address, key=key) from error
+        except ResponseError as error:
+            raise mapped(error, self._server.address, key=key) from error
+        except (RedisError, OSError):
+            pass
+        self.clear()  # its siblings are as old
+        try:
+            return self._send_fresh(frame, deadline - now(), key)
+        except BackendUnavailable as error:
+            error.sent = True  # the first try may have got through
+            raise
+
+    def _send_fresh(self, frame: bytes, left: float, key: str | None) -> object:
+        connection = self._server.connection(self._op_timeout)
+        connection.socket_connect_timeout = max(0.01, min(left, self._op_timeout))
+        deadline = now() + left
+        try:
+            connection.connect()
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise mapped(error, self._server.address, key=key, sent=False) from error
+        try:
+            return self._exchange(connection, frame, deadline - now())
+        except NoScriptError:
+            raise _Forgotten from None
+        except (RedisError, OSError) as error:
+            raise mapped(error, self._server.address, key=key) from error
+
+    def _exchange(self, connection: Connection, frame: bytes, left: float) -> object:
+        try:
+            connection.send_packed_command((frame,), check_health=False)
+            if left < self._op_timeout and not connection.can_read(max(0.0, left)):
+                raise RedisTimeoutError("Timeout reading from socket")
+            reply: object = connection.read_response(disable_decoding=True)
+        except ResponseError:
+            self._give_back(connection)
+            raise
+        except BaseException:  # the reply may still come: this connection must not be used again
+            connection.disconnect()
+            raise
+        self._give_back(connection)
+        return reply
+
+    def _give_back(self, connection: Connection) -> None:
+        if self._closed or len(self._idle) >= MOST_IDLE:
+            connection.disconnect()
+        else:
+            self._idle.append(connection)
+
+    def clear(self) -> None:
+        """Drops the idle connections."""
+        while self._idle:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """Drops the idle connections, and those in use when they come back."""
+        self._closed = True
+        self.clear()
+
+
+class _Forgotten(BackendError):
+    """NOSCRIPT: SCRIPT FLUSH, a restart or a failover."""
+
+    def __init__(self) -> None:
+        super().__init__("the server does not know the script")

@@ -1,0 +1,69 @@
+"""What is stored in Redis, as seen from Python. The format is described in ``common.lua``."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote
+
+from ..base import Busy, Claim, Grant, Holder, Inspection, Waiter, proven_until
+
+__all__ = ("acquired", "arguments", "inspection", "milliseconds")
+
+NO_INBOX = b"-"
+
+
+def milliseconds(seconds: float) -> bytes:
+    """A ttl as Redis takes it: whole, and never 0."""
+    return b"%d" % max(1, round(seconds * 1000))
+
+
+def arguments(claim: Claim, inbox: bytes) -> tuple[bytes, ...]:
+    """ARGV of ``acquire.lua``."""
+    return claim.id.encode(), milliseconds(claim.ttl), _owner(claim), claim.about.encode(), inbox
+
+
+def acquired(claim: Claim, asked_at: float, reply: object) -> Grant | Busy:
+    """What ``acquire.lua`` said."""
+    if isinstance(reply, int):
+        return Grant(claim, reply, proven_until(asked_at, claim.ttl))
+    pttl, held_us, value = reply  # type: ignore[misc]
+    return Busy(claim, _holder(value, held_us, pttl))
+
+
+def inspection(key: str, reply: list[object]) -> Inspection:
+    """What ``inspect.lua`` said."""
+    value, pttl, now_us, *queue = reply
+    holder = _holder(value, None, pttl, now_us) if value else None  # type: ignore[arg-type]
+    pairs = zip(queue[::2], queue[1::2], strict=True)
+    return Inspection(key, holder, tuple(_waiter(*pair) for pair in pairs))  # type: ignore[arg-type]
+
+
+def _owner(claim: Claim) -> bytes:
+    if claim.owner is None:
+        return b"-"
+    return (("=" if claim.reentrant else "~") + quote(claim.owner, safe="")).encode()
+
+
+def _holder(value: bytes, held_us: int | None, pttl: int, now_us: int = 0) -> Holder:
+    ttl = pttl / 1000 if pttl >= 0 else None
+    version, _, rest = value.partition(b" ")
+    fields = rest.split(b" ", 3)
+    if version != b"1" or len(fields) != 4 or not fields[1].isdigit():
+        return Holder("unknown: the value is not one of distlock's", ttl=ttl)
+    ids, token, owner, about = fields
+    held = held_us if held_us is not None else now_us - int(token)
+    return Holder.found(
+        _owner_name(ids, owner),
+        about.decode(errors="replace"),
+        token=int(token),
+        held_for=max(0, held) / 1e6,
+        ttl=ttl,
+    )
+
+
+def _waiter(claim_id: bytes, record: bytes) -> Waiter:
+    _, _, _, owner, _, about = record.split(b" ", 5)
+    return Waiter.read(_owner_name(claim_id, owner), about.decode(errors="replace"))
+
+
+def _owner_name(ids: bytes, owner: bytes) -> str:
+    return unquote(owner[1:].decode()) if owner != b"-" else ids.partition(b",")[0].decode()

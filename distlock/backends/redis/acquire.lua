@@ -1,0 +1,46 @@
+-- Asks for a lock. Asked again, it finds its own grant, which that confirms for the full ttl, or its place.
+--
+-- KEYS  1 lock  2 queue  3 waiters  4 clock
+-- ARGV  1 claim id  2 ttl in ms  3 owner  4 about  5 inbox to queue with, or "-" not to queue
+--
+-- Returns  token                          it has the lock
+--          {pttl, held for in µs, value}  another has it, for pttl ms more (-1: for ever)
+--          error DISTLOCK withdrawn       the claim was given up before this request arrived
+
+LOCK, QUEUE, WAITERS, CLOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, ttl, owner, about, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+
+if redis.call('EXISTS', LOCK, WAITERS) == 0 then
+  return give(id, next_token(micros()), owner, about, ttl)
+end
+
+local us = micros()
+local mine = redis.call('HGET', WAITERS, id)
+if mine and string.match(mine, '^1 %d+ %d+ %S+ %- ') then
+  return redis.error_reply('DISTLOCK withdrawn')
+end
+local record = '1 ' .. digits(math.floor(us / 1000) + ttl) .. ' ' .. ttl .. ' ' .. owner .. ' ' .. inbox .. ' ' .. about
+if mine and inbox ~= '-' then
+  redis.call('HSET', WAITERS, id, record)
+end
+
+-- Free, but others were here before: no barging.
+if redis.call('EXISTS', LOCK) == 0 and not hand_over(us, id) then
+  dequeue(id)
+  return give(id, next_token(us), owner, about, ttl)
+end
+
+local value = redis.call('GET', LOCK)
+local ids, token, holder, rest = parse(value)
+if has(ids, id) then
+  live_at_least(LOCK, ttl)
+  return token
+end
+if ids and string.sub(owner, 1, 1) == '=' and owner == holder then
+  dequeue(id)
+  return give(ids .. ',' .. id, token, holder, rest, math.max(redis.call('PTTL', LOCK), ttl))
+end
+if inbox ~= '-' then
+  enqueue(id, ttl, record)
+end
+return {redis.call('PTTL', LOCK), us - (token or us), value}

@@ -1,0 +1,39 @@
+-- Ends a claim, whatever has come of it: a holder, a waiter, or a request that is still on its way.
+-- A lock that becomes free goes to the next waiter in this same step.
+--
+-- KEYS  1 lock  2 queue  3 waiters  4 clock
+-- ARGV  1 claim id  2 "1" if it may be queued  3 ms to remember it by, so that a late request comes to nothing; or 0
+--
+-- Returns  1  it held the lock
+--          0  it did not
+
+LOCK, QUEUE, WAITERS, CLOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local id, queued, late = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+
+if queued then
+  dequeue(id)
+end
+local held = 0
+local value = redis.call('GET', LOCK)
+if value then
+  local ids, token, owner, about = parse(value)
+  if ids == id then
+    held = 1
+    if not waiters_left() or not hand_over(micros(), nil) then
+      redis.call('DEL', LOCK)
+    end
+  elseif has(ids, id) then
+    held = 1
+    local others = {}
+    for other in string.gmatch(ids, '[^,]+') do
+      if other ~= id then
+        others[#others + 1] = other
+      end
+    end
+    give(table.concat(others, ','), token, owner, about, math.max(redis.call('PTTL', LOCK), 1))
+  end
+end
+if late > 0 then
+  enqueue(id, late, '1 ' .. digits(math.floor(micros() / 1000) + late) .. ' ' .. late .. ' - - {}')
+end
+return held
