@@ -40,7 +40,7 @@ def current() -> Lease | AsyncLease:
 class BaseLease:
     """What the two colours share. All of it is thread-safe and none of it asks a server."""
 
-    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_watchdog", "_when_lost")
+    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_watchdog", "_when_lost", "entered_by")
 
     def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
         self._done = False
@@ -48,6 +48,8 @@ class BaseLease:
         self._line = line
         self._watchdog = watchdog
         self._when_lost = when_lost
+        self.entered_by: object = None
+        """The recipe whose block this is."""
         self._keeper = keeper  # the manager: not closed by the garbage collector while a lease lives
 
     @property

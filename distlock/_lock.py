@@ -11,9 +11,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ._core.blocks import Blocks
 from ._errors import ConfigurationError
-from ._lease import AsyncLease, Lease
+from ._lease import AsyncLease, Lease, blocks
 from ._options import Options, check_key, check_timeout
 
 if TYPE_CHECKING:
@@ -38,11 +37,10 @@ class Lock:
     functions and coroutine functions.
     """
 
-    __slots__ = ("_manager_of", "_open", "_options", "key")
+    __slots__ = ("_manager_of", "_options", "key")
 
     def __init__(self, manager_of: Callable[[], Manager], key: str, options: Options) -> None:
         self._manager_of = manager_of
-        self._open: Blocks[Lease | AsyncLease] = Blocks()
         self._options = options
         self.key = check_key(key)
 
@@ -75,23 +73,23 @@ class Lock:
         if self._options.when_lost == "cancel":
             raise ConfigurationError('when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key)
         lease = self.acquire().__enter__()
-        self._open.push(lease)
+        lease.entered_by = self
         return lease
 
     def __exit__(self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None) -> None:
-        lease = self._open.pop()
+        lease = blocks.find(lambda lease: lease.entered_by is self)
         assert isinstance(lease, Lease)
         lease.__exit__(kind, body, trace)
 
     async def __aenter__(self) -> AsyncLease:
         lease = await (await self.acquire_async()).__aenter__()
-        self._open.push(lease)
+        lease.entered_by = self
         return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        lease = self._open.pop()
+        lease = blocks.find(lambda lease: lease.entered_by is self)
         assert isinstance(lease, AsyncLease)
         return await lease.__aexit__(kind, body, trace)
 

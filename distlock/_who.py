@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from types import FrameType
 
 from ._core.actor import actor_name
@@ -27,9 +28,7 @@ def after_fork() -> None:
     global _host, _pid, _process, _count
     _host, _pid, _process = socket.gethostname(), os.getpid(), secrets.token_hex(10)
     _count = itertools.count(1)
-
-
-after_fork()
+    _plain.cache_clear()
 
 
 def new_claim_id() -> str:
@@ -39,13 +38,27 @@ def new_claim_id() -> str:
 
 def introduce(actor: object, metadata: Mapping[str, str] | None) -> str:
     """The caller, as a text to be stored beside its claim."""
-    return describe(_host, _pid, actor_name(actor), _call_site(), metadata)
-
-
-def _call_site() -> str:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
-            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    while frame is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
-    return ""
+    file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+    if metadata is None:
+        return _plain(actor_name(actor), file, line)
+    return describe(_host, _pid, actor_name(actor), _site(file, line), metadata)
+
+
+@lru_cache(maxsize=256)
+def _plain(name: str, file: str, line: int) -> str:
+    return describe(_host, _pid, name, _site(file, line), None)
+
+
+@lru_cache(maxsize=1024)
+def _is_ours(file: str) -> bool:
+    return file.startswith(_PACKAGE)
+
+
+def _site(file: str, line: int) -> str:
+    return f"{os.path.basename(file)}:{line}" if file else ""
+
+
+after_fork()

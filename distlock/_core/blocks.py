@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from .actor import current_actor
@@ -33,32 +34,36 @@ class Blocks(Generic[T]):
         stack = self._stacks.get(current_actor())
         return stack[-1] if stack else None
 
-    def pop(self) -> T:
-        """The innermost block of the running thread or task; if that has none, the sole one open elsewhere.
+    def find(self, wanted: Callable[[T], bool]) -> T:
+        """The innermost such block of the running thread or task; if it has none, the sole one open elsewhere.
 
         The second case is a framework that enters a block in one thread of its pool and leaves it in another.
         """
-        here = current_actor()
-        if here not in self._stacks:
-            elsewhere = [block for stack in list(self._stacks.values()) for block in stack]
-            if len(elsewhere) != 1:
-                raise RuntimeError(
-                    f"a lock block is left in a thread or task that did not enter it, and {len(elsewhere)} are open"
-                    " elsewhere: use acquire() and release the lease it returns"
-                )
-            self.remove(elsewhere[0])
-            return elsewhere[0]
-        block = self._stacks[here][-1]
-        self.remove(block)
-        return block
+        for block in reversed(self._stacks.get(current_actor(), ())):
+            if wanted(block):
+                return block
+        elsewhere = [block for stack in list(self._stacks.values()) for block in stack if wanted(block)]
+        if len(elsewhere) != 1:
+            raise RuntimeError(
+                f"a lock block is left in a thread or task that did not enter it, and {len(elsewhere)} are open"
+                " elsewhere: use acquire() and release the lease it returns"
+            )
+        return elsewhere[0]
 
     def remove(self, block: T) -> None:
         """``block`` is left, wherever it was opened."""
         here = current_actor()
-        for actor in (here, *(other for other in list(self._stacks) if other is not here)):
-            stack = self._stacks.get(actor)
-            if stack is not None and block in stack:
-                stack.remove(block)
-                if not stack:
-                    self._stacks.pop(actor, None)
+        if self._remove(here, block):
+            return
+        for actor in list(self._stacks):
+            if self._remove(actor, block):
                 return
+
+    def _remove(self, actor: object, block: T) -> bool:
+        stack = self._stacks.get(actor)
+        if stack is None or block not in stack:
+            return False
+        stack.remove(block)
+        if not stack:
+            self._stacks.pop(actor, None)
+        return True

@@ -49,6 +49,7 @@ class Watchdog:
         self._changed = threading.Condition(threading.Lock())
         self._nudged = False
         self._next_look = math.inf
+        self._alarm = math.inf
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -58,7 +59,10 @@ class Watchdog:
         """Renews ``hold`` and announces its loss, until it is forgotten."""
         self._holds.add(hold)
         # Read after the hold was added: a look that starts later sees it. See `_run` for the other half.
-        if min(hold.renew_at, hold.deadline) < self._next_look:
+        due = min(hold.renew_at, hold.deadline)
+        if due < self._next_look:
+            # Kept after the hold is gone: else each short hold of an idle process would wake the thread twice.
+            self._alarm = due
             self._nudge()
 
     def forget(self, hold: Hold) -> None:
@@ -110,6 +114,8 @@ class Watchdog:
                     self._changed.wait(None if wait == math.inf else min(wait, threading.TIMEOUT_MAX))
                 # While looking, whoever comes with a new hold must nudge: this look may have missed it.
                 self._nudged, self._next_look = False, math.inf
+                if now() >= self._alarm:
+                    self._alarm = math.inf
                 closing = self._closing
             self._announce()
             self._renew_due()
@@ -118,7 +124,7 @@ class Watchdog:
                 return
             self._announce()
             with self._changed:
-                self._next_look = self._next_event()
+                self._next_look = min(self._next_event(), self._alarm)
 
     def _next_event(self) -> float:
         events = [min(hold.renew_at, hold.deadline) for hold in self.holds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from ..base import (
     Busy,
@@ -22,8 +23,21 @@ from ..base import (
 from ._connect import Server
 from ._inbox import Inbox
 from ._pool import Pool
-from ._scripts import ACQUIRE, INSPECT, REFRESH, RELEASE, RENEW, clock_key, command, lock_keys, own_key
-from ._values import NO_INBOX, acquired, arguments, inspection, milliseconds
+from ._scripts import (
+    ACQUIRE,
+    INSPECT,
+    REFRESH,
+    RELEASE,
+    RENEW,
+    Script,
+    bulk,
+    bulks,
+    clock_key,
+    command,
+    lock_keys,
+    own_key,
+)
+from ._values import NO_INBOX, acquired, inspection, milliseconds, terms
 
 __all__ = ("RedisBackend",)
 
@@ -51,6 +65,8 @@ LATE = 60.0
 """Seconds at most for which a withdrawn claim is remembered, against a request for it that is still on its way."""
 
 BATCH = 256
+NOTHING_LEFT = bulks((b"0", b"0"))
+"""Neither queued nor on its way."""
 
 
 class RedisBackend(SyncBackend):
@@ -64,6 +80,7 @@ class RedisBackend(SyncBackend):
         self.namespace = namespace
         self.op_timeout = op_timeout
         self.clock = clock_key(namespace)
+        self._head = lru_cache(maxsize=512)(self._make_head)
         self._pool = Pool(server, op_timeout)
         self.inbox = Inbox(server, namespace, op_timeout, self._refresh)
 
@@ -127,9 +144,13 @@ class RedisBackend(SyncBackend):
 
     # Requests and replies, shared by both colours.
 
+    def _make_head(self, script: Script, key: str, arg_count: int) -> bytes:
+        return script.head(4, lock_keys(self.namespace, key) + self.clock, arg_count)
+
     def asking(self, claim: Claim, inbox: bytes) -> bytes:
         """The request to acquire."""
-        return ACQUIRE.frame(4, self._keys(claim.key), *arguments(claim, inbox))
+        head = self._head(ACQUIRE, claim.key, 5)
+        return head + bulk(claim.id.encode()) + terms(claim.ttl, claim.owner, claim.reentrant, claim.about, inbox)
 
     def answered(self, claim: Claim, asked_at: float, reply: object) -> Grant | Busy:
         """What came of it; who has the lock need not wait for it."""
@@ -143,18 +164,21 @@ class RedisBackend(SyncBackend):
 
     def leaving(self, claim: Claim, *, queued: bool = False, in_flight: bool = False) -> bytes:
         """The request to release or to withdraw."""
+        head = self._head(RELEASE, claim.key, 3) + bulk(claim.id.encode())
+        if not (queued or in_flight):
+            return head + NOTHING_LEFT
         late = milliseconds(min(claim.ttl, LATE)) if in_flight else b"0"
-        return RELEASE.frame(4, self._keys(claim.key), claim.id.encode(), b"1" if queued else b"0", late)
+        return head + bulks((b"1" if queued else b"0", late))
 
     def renewing(self, claims: Sequence[tuple[Claim, float]]) -> bytes:
         """The request to keep leases alive."""
         keys = b"".join([own_key(self.namespace, claim.key) for claim, _ in claims])
         args = [arg for claim, ttl in claims for arg in (claim.id.encode(), milliseconds(ttl))]
-        return RENEW.frame(len(claims), keys, *args)
+        return RENEW.head(len(claims), keys, len(args)) + bulks(args)
 
     def inspecting(self, key: str) -> bytes:
         """The request to look at a lock."""
-        return INSPECT.frame(3, lock_keys(self.namespace, key))
+        return INSPECT.head(3, lock_keys(self.namespace, key), 0)
 
     def scanning(self, cursor: bytes, prefix: str) -> bytes:
         """One step of looking for locks."""
@@ -169,15 +193,12 @@ class RedisBackend(SyncBackend):
                 stem = name[len(start) :]
                 yield (stem[:-1] if stem.endswith(b"}") else stem[:-3]).decode(errors="replace")
 
-    def _keys(self, key: str) -> bytes:
-        return lock_keys(self.namespace, key) + self.clock
-
     def _refresh(
         self, inbox: bytes, waiting: Mapping[str, Sequence[str]]
     ) -> Mapping[str, tuple[int, Sequence[str]]]:
         keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
         args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
-        frame = REFRESH.frame(1 + 3 * len(waiting), keys, inbox, *args)
+        frame = REFRESH.head(1 + 3 * len(waiting), keys, 1 + len(args)) + bulks((inbox, *args))
         reply = self._pool.run(REFRESH, frame, now() + self.op_timeout)
         return {
             key: (pttl, [id.decode() for id in ids])

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from collections.abc import Iterable
 from importlib.resources import files
 
-__all__ = ("ACQUIRE", "INSPECT", "REFRESH", "RELEASE", "RENEW", "Script", "command", "lock_keys")
+__all__ = (
+    "ACQUIRE",
+    "INSPECT",
+    "REFRESH",
+    "RELEASE",
+    "RENEW",
+    "Script",
+    "bulk",
+    "bulks",
+    "clock_key",
+    "command",
+    "lock_keys",
+    "own_key",
+)
 
 
 class Script:
@@ -16,33 +29,36 @@ class Script:
 
     def __init__(self, name: str) -> None:
         folder = files(__package__)
-        text = ((folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()).encode()
+        # A fast path may stand before the functions: making those takes longer than a free lock does.
+        text = (folder / f"{name}.lua").read_text().replace("-- include common.lua\n", (folder / "common.lua").read_text())
         self.name = name
-        self._evalsha = _bulk(b"EVALSHA") + _bulk(hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
-        self._eval = _bulk(b"EVAL") + _bulk(text)
+        self._evalsha = bulk(b"EVALSHA") + bulk(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
+        self._eval = bulk(b"EVAL") + bulk(text.encode())
 
-    def frame(self, key_count: int, keys: bytes, *args: bytes) -> bytes:
-        """The request; ``keys`` are packed already."""
-        return self._pack(self._evalsha, key_count, keys, args)
+    def head(self, key_count: int, keys: bytes, arg_count: int) -> bytes:
+        """The request up to its arguments; ``keys`` are packed already."""
+        return b"*%d\r\n" % (3 + key_count + arg_count) + self._evalsha + bulk(b"%d" % key_count) + keys
 
     def whole(self, frame: bytes) -> bytes:
         """The same request for a server that does not know the script."""
-        head, _, rest = frame.partition(self._evalsha)
-        return head + self._eval + rest
+        return frame.replace(self._evalsha, self._eval, 1)
 
-    @staticmethod
-    def _pack(head: bytes, key_count: int, keys: bytes, args: tuple[bytes, ...]) -> bytes:
-        tail = b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
-        count = b"%d" % key_count
-        return b"*%d\r\n%b$%d\r\n%b\r\n%b%b" % (3 + key_count + len(args), head, len(count), count, keys, tail)
+
+def bulk(word: bytes) -> bytes:
+    """One word of a request."""
+    return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
+def bulks(words: Iterable[bytes]) -> bytes:
+    """Words of a request."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 def command(*words: bytes) -> bytes:
     """A plain command as bytes."""
-    return b"*%d\r\n" % len(words) + b"".join([_bulk(word) for word in words])
+    return b"*%d\r\n" % len(words) + bulks(words)
 
 
-@lru_cache(maxsize=512)
 def lock_keys(namespace: str, key: str) -> bytes:
     """The names of a lock's three keys, packed.
 
@@ -51,23 +67,17 @@ def lock_keys(namespace: str, key: str) -> bytes:
     auxiliaries in ``}:q`` and ``}:w``.
     """
     lock = f"distlock:{{{namespace}:{key}}}".encode()
-    return _bulk(lock) + _bulk(lock + b":q") + _bulk(lock + b":w")
+    return bulk(lock) + bulk(lock + b":q") + bulk(lock + b":w")
 
 
-@lru_cache(maxsize=512)
 def own_key(namespace: str, key: str) -> bytes:
     """The name of a lock's first key, packed."""
-    return _bulk(f"distlock:{{{namespace}:{key}}}".encode())
+    return bulk(f"distlock:{{{namespace}:{key}}}".encode())
 
 
-@lru_cache(maxsize=64)
 def clock_key(namespace: str) -> bytes:
     """The name of the namespace's token clock, packed."""
-    return _bulk(f"distlock:{namespace}:clock".encode())
-
-
-def _bulk(word: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(word), word)
+    return bulk(f"distlock:{namespace}:clock".encode())
 
 
 ACQUIRE = Script("acquire")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from ..base import Busy, Claim, Grant, Holder, Inspection, Waiter, proven_until
+from ._scripts import bulks
 
-__all__ = ("acquired", "arguments", "inspection", "milliseconds")
+__all__ = ("NO_INBOX", "acquired", "inspection", "milliseconds", "terms")
 
 NO_INBOX = b"-"
 
@@ -16,9 +18,11 @@ def milliseconds(seconds: float) -> bytes:
     return b"%d" % max(1, round(seconds * 1000))
 
 
-def arguments(claim: Claim, inbox: bytes) -> tuple[bytes, ...]:
-    """ARGV of ``acquire.lua``."""
-    return claim.id.encode(), milliseconds(claim.ttl), _owner(claim), claim.about.encode(), inbox
+@lru_cache(maxsize=512)
+def terms(ttl: float, owner: str | None, reentrant: bool, about: str, inbox: bytes) -> bytes:
+    """ARGV of ``acquire.lua`` after the claim id, packed: the same for every call from one place."""
+    name = b"-" if owner is None else (("=" if reentrant else "~") + quote(owner, safe="")).encode()
+    return bulks((milliseconds(ttl), name, about.encode(), inbox))
 
 
 def acquired(claim: Claim, asked_at: float, reply: object) -> Grant | Busy:
@@ -35,12 +39,6 @@ def inspection(key: str, reply: list[object]) -> Inspection:
     holder = _holder(value, None, pttl, now_us) if value else None  # type: ignore[arg-type]
     pairs = zip(queue[::2], queue[1::2], strict=True)
     return Inspection(key, holder, tuple(_waiter(*pair) for pair in pairs))  # type: ignore[arg-type]
-
-
-def _owner(claim: Claim) -> bytes:
-    if claim.owner is None:
-        return b"-"
-    return (("=" if claim.reentrant else "~") + quote(claim.owner, safe="")).encode()
 
 
 def _holder(value: bytes, held_us: int | None, pttl: int, now_us: int = 0) -> Holder:

@@ -1,4 +1,4 @@
--- Put before every other script. What a lock consists of, all in one slot by the hash tag {namespace:key}:
+-- Included by every other script. What a lock consists of, all in one slot by the hash tag {namespace:key}:
 --
 --   lock     string  "1 <claim ids> <token> <owner> <about>"        expires with the lease
 --   queue    zset    claim id -> rank                                 lowest first

@@ -4,6 +4,8 @@
 --
 -- Returns  {value or nil as "", pttl, now in µs, id, record, id, record, ...}  in the order of the queue
 
+-- include common.lua
+
 local us = micros()
 local reply = {redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1]), us}
 for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do

@@ -6,6 +6,8 @@
 -- Returns  for each lock: {pttl, ids...}  pttl: ms until it ends by itself (-2: free, -1: never);
 --          ids: claims that had better ask again, as they are out of the queue or may enter
 
+-- include common.lua
+
 CLOCK = KEYS[1]
 local us = micros()
 local now_ms = math.floor(us / 1000)

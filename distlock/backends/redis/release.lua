@@ -7,6 +7,18 @@
 -- Returns  1  it held the lock
 --          0  it did not
 
+local value = redis.call('GET', KEYS[1])
+
+-- Held by this claim alone, and nobody queues: the common case.
+if value and redis.call('EXISTS', KEYS[3]) == 0 and ARGV[3] == '0' then
+  local ours = '1 ' .. ARGV[1] .. ' '
+  if string.sub(value, 1, #ours) == ours then
+    return redis.call('DEL', KEYS[1])
+  end
+end
+
+-- include common.lua
+
 LOCK, QUEUE, WAITERS, CLOCK = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, queued, late = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
 
@@ -14,7 +26,6 @@ if queued then
   dequeue(id)
 end
 local held = 0
-local value = redis.call('GET', LOCK)
 if value then
   local ids, token, owner, about = parse(value)
   if ids == id then

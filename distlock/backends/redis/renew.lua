@@ -6,6 +6,8 @@
 --
 -- Returns  for each: 1 it has at least ttl ms from now, 0 it is not the holder
 
+-- include common.lua
+
 local results = {}
 for i, key in ipairs(KEYS) do
   local id, ttl = ARGV[2 * i - 1], tonumber(ARGV[2 * i])
