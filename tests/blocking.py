@@ -36,9 +36,7 @@ def no_blocking() -> Iterator[None]:
 
     The suite that ships in ``distlock.testing`` is test code: it may block where it means to.
     """
-    suite = ModuleType(
-        "distlock.testing"
-    )  # a stand-in: to import it before pytest may rewrite it is too early
+    suite = ModuleType("distlock.testing")  # a stand-in: pytest has yet to rewrite its asserts
     suite.__path__ = [str(Path(distlock.__file__).parent / "testing")]
     detector = blockbuster.BlockBuster("distlock", excluded_modules=[suite])
     with pytest.MonkeyPatch.context() as patch:
