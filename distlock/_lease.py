@@ -6,6 +6,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -175,12 +176,14 @@ class Lease(BaseLease):
         blocks.push(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
+    ) -> None:
         blocks.remove(self)
         problem: Exception | None = None
         try:
             self.release()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - _settle decides which error comes out
             problem = error
         self._settle(body, problem)
 
@@ -227,7 +230,7 @@ class AsyncLease(BaseLease):
         finally:
             try:
                 await self.release()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - _settle decides which error comes out
                 problem = error
         self._settle(None if swallowed else body, problem)
         return swallowed
@@ -245,9 +248,7 @@ class AsyncLease(BaseLease):
 
 def _soon(post: Callable[[Callable[[], object]], object], call: Callable[[], Any]) -> Callable[[], object]:
     def cancel() -> None:
-        try:
+        with suppress(RuntimeError):  # the loop has ended, and the body with it
             post(call)
-        except RuntimeError:  # the loop has ended, and the body with it
-            pass
 
     return cancel

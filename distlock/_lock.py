@@ -44,7 +44,7 @@ class Lock:
         self._options = options
         self.key = check_key(key)
 
-    def acquire(self, timeout: float | None | _Same = SAME) -> Lease:
+    def acquire(self, timeout: float | _Same | None = SAME) -> Lease:
         """Waits for the lock for ``timeout`` seconds at most (None: for ever; 0: one try).
 
         Raises `AcquireTimeout`, `BackendUnavailable` when the store does not answer, `Deadlock` when this thread
@@ -56,7 +56,7 @@ class Lock:
         """One attempt without waiting; None if someone else has it."""
         return self._manager_of().try_acquire(self.key, self._options)
 
-    async def acquire_async(self, timeout: float | None | _Same = SAME) -> AsyncLease:
+    async def acquire_async(self, timeout: float | _Same | None = SAME) -> AsyncLease:
         """`acquire` for asyncio and trio. Cancelled, it leaves nothing held and nothing queued."""
         return await self._manager_of().acquire_async(self.key, self._with(timeout))
 
@@ -64,19 +64,23 @@ class Lock:
         """`try_acquire` for asyncio and trio."""
         return await self._manager_of().try_acquire_async(self.key, self._options)
 
-    def _with(self, timeout: float | None | _Same) -> Options:
+    def _with(self, timeout: float | _Same | None) -> Options:
         if timeout is SAME:
             return self._options
         return replace(self._options, timeout=check_timeout(timeout))
 
     def __enter__(self) -> Lease:
         if self._options.when_lost == "cancel":
-            raise ConfigurationError('when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key)
+            raise ConfigurationError(
+                'when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key
+            )
         lease = self.acquire().__enter__()
         lease.entered_by = self
         return lease
 
-    def __exit__(self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
+    ) -> None:
         lease = blocks.find(lambda lease: lease.entered_by is self)
         assert isinstance(lease, Lease)
         lease.__exit__(kind, body, trace)
@@ -148,8 +152,8 @@ def _check_decoratable(function: object) -> None:
         raise TypeError(f"a lock decorates functions and coroutine functions, not {function!r}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
-            f"{function.__qualname__} is a generator: its body runs long after the call has returned, and would run"
-            " without the lock. Take the lock inside it with a with block"
+            f"{getattr(function, '__qualname__', function)} is a generator: its body runs after the call has returned,"
+            " and would run without the lock. Take the lock inside it with a with block"
         )
 
 

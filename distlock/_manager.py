@@ -8,7 +8,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from ._core.drive import drive
 from ._core.hold import Hold
 from ._core.runtime import AsyncRuntime, SyncRuntime
 from ._core.watchdog import Watchdog
-from ._errors import ConfigurationError, Deadlock, DistLockError, Unsupported
+from ._errors import Deadlock, DistLockError, Unsupported
 from ._lease import AsyncLease, BaseLease, Lease, blocks
 from ._lock import F, Lock, locked_by
 from ._open import open_backend

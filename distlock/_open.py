@@ -38,13 +38,17 @@ def open_backend(target: Any, namespace: str | None, op_timeout: float) -> SyncB
     if isinstance(target, str):
         scheme, separator, _ = target.partition("://")
         if not separator:
-            raise ConfigurationError(f"not a URL: {without_secrets(target)!r}; write scheme://…, as in redis://localhost:6379/0")
+            raise ConfigurationError(
+                f"not a URL: {without_secrets(target)!r}; write scheme://…, as in redis://localhost:6379/0"
+            )
         return _opener(scheme.lower())(target, namespace=namespace, op_timeout=op_timeout)
     if isinstance(target, SyncBackend):
         return target
     if any(base.__module__.partition(".")[0] == "redis" for base in type(target).__mro__):
         return _load("redis", "redis").open_client(target, namespace=namespace, op_timeout=op_timeout)  # type: ignore[no-any-return]
-    raise ConfigurationError(f"cannot connect to a {type(target).__name__}: give a URL, a client of redis-py, or a backend")
+    raise ConfigurationError(
+        f"cannot connect to a {type(target).__name__}: give a URL, a client of redis-py, or a backend"
+    )
 
 
 def without_secrets(url: str) -> str:
@@ -72,6 +76,4 @@ def _load(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if not extra or (error.name or "").startswith("distlock"):
             raise
-        raise ConfigurationError(
-            f"{error.name} is not installed; run: pip install 'pydistlock[{extra}]'"
-        ) from error
+        raise ConfigurationError(f"{error.name} is not installed; run: pip install 'pydistlock[{extra}]'") from error

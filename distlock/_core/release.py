@@ -34,7 +34,7 @@ def ensure_held(hold: Hold, at_least: float, address: str) -> int:
         raise NotHeld(f"the lease of {key!r} was released [{address}]", key=key, backend=address)
     if hold.state is not LeaseState.LOST:
         raise LockLost(
-            f"the lease of {key!r} is proven for {hold.remaining():.3f} s more, {at_least:g} s were asked for [{address}]",
+            f"the lease of {key!r} is proven for {hold.remaining():.3f} s more, not for {at_least:g} s [{address}]",
             key=key,
             backend=address,
         )

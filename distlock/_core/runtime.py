@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import anyio
@@ -67,10 +67,8 @@ class _LoopSignal:
         self._post = poster()
 
     def set(self) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
             self._post(self._fire)
-        except RuntimeError:  # the loop has ended, and whoever waited with it
-            pass
 
     def _fire(self) -> None:
         self._event.set()
@@ -89,5 +87,3 @@ class AsyncRuntime:
 
     def shield(self, deadline: float) -> AbstractContextManager[object]:
         return anyio.fail_after(seconds_left(deadline), shield=True)
-
-

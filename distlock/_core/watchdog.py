@@ -191,7 +191,7 @@ class Watchdog:
                     t + min(max(limit, SHORTEST_REQUEST), self._op_timeout),
                     in_flight=chore.in_flight,
                 )
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the watchdog goes on
                 log.warning("giving up the claim on %r failed, trying again: %s", chore.claim.key, error)
                 chore.pause = min(2 * chore.pause, 1.0)
                 chore.next_try = now() + chore.pause

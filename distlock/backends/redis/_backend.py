@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from asyncio.events import _get_running_loop
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from ..base import (
+    AsyncBackend,
     Busy,
     Claim,
     Fault,
     Grant,
     Guarantees,
     Inspection,
-    LeaseState,
     Renewal,
     Subscription,
     SyncBackend,
     Wake,
     now,
-    proven_until,
 )
+from ._aio import AsyncRedisBackend
 from ._connect import Server
 from ._inbox import Inbox
 from ._pool import Pool
@@ -37,7 +39,7 @@ from ._scripts import (
     lock_keys,
     own_key,
 )
-from ._values import NO_INBOX, acquired, inspection, milliseconds, terms
+from ._values import NO_INBOX, acquired, inspection, milliseconds, renewals, terms
 
 __all__ = ("RedisBackend",)
 
@@ -102,7 +104,7 @@ class RedisBackend(SyncBackend):
         self._pool.run(RELEASE, self.leaving(claim, queued=True, in_flight=in_flight), deadline, claim.key)
 
     def release(self, grant: Grant, deadline: float) -> bool:
-        return self._pool.run(RELEASE, self.leaving(grant.claim), deadline, grant.claim.key) == 1
+        return bool(self._pool.run(RELEASE, self.leaving(grant.claim), deadline, grant.claim.key))
 
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at = now()
@@ -120,13 +122,13 @@ class RedisBackend(SyncBackend):
 
     def inspect(self, key: str, deadline: float) -> Inspection:
         reply = self._pool.run(INSPECT, self.inspecting(key), deadline, key)
-        return inspection(key, reply)  # type: ignore[arg-type]
+        return inspection(key, reply)
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         cursor = b"0"
         seen: set[str] = set()
         while True:
-            cursor, names = self._pool.send(self.scanning(cursor, prefix), deadline)  # type: ignore[misc]
+            cursor, names = self._pool.send(self.scanning(cursor, prefix), deadline)
             for key in self.keys_in(names):
                 if key not in seen and key.startswith(prefix):
                     seen.add(key)
@@ -142,6 +144,9 @@ class RedisBackend(SyncBackend):
         self.inbox.after_fork()
         self._pool.clear()
 
+    def native(self) -> AsyncBackend | None:
+        return AsyncRedisBackend(self) if _get_running_loop() is not None else None  # trio has no redis driver
+
     # Requests and replies, shared by both colours.
 
     def _make_head(self, script: Script, key: str, arg_count: int) -> bytes:
@@ -152,7 +157,7 @@ class RedisBackend(SyncBackend):
         head = self._head(ACQUIRE, claim.key, 5)
         return head + bulk(claim.id.encode()) + terms(claim.ttl, claim.owner, claim.reentrant, claim.about, inbox)
 
-    def answered(self, claim: Claim, asked_at: float, reply: object) -> Grant | Busy:
+    def answered(self, claim: Claim, asked_at: float, reply: Any) -> Grant | Busy:
         """What came of it; who has the lock need not wait for it."""
         outcome = acquired(claim, asked_at, reply)
         if claim.wait:
@@ -183,7 +188,9 @@ class RedisBackend(SyncBackend):
     def scanning(self, cursor: bytes, prefix: str) -> bytes:
         """One step of looking for locks."""
         escaped = "".join(f"\\{c}" if c in "\\*?[]^-" else c for c in prefix)
-        return command(b"SCAN", cursor, b"MATCH", f"distlock:{{{self.namespace}:{escaped}*}}*".encode(), b"COUNT", b"500")
+        return command(
+            b"SCAN", cursor, b"MATCH", f"distlock:{{{self.namespace}:{escaped}*}}*".encode(), b"COUNT", b"500"
+        )
 
     def keys_in(self, names: Sequence[bytes]) -> Iterator[str]:
         """The lock names among keys of the server: of those held and of those only waited for."""
@@ -193,22 +200,9 @@ class RedisBackend(SyncBackend):
                 stem = name[len(start) :]
                 yield (stem[:-1] if stem.endswith(b"}") else stem[:-3]).decode(errors="replace")
 
-    def _refresh(
-        self, inbox: bytes, waiting: Mapping[str, Sequence[str]]
-    ) -> Mapping[str, tuple[int, Sequence[str]]]:
+    def _refresh(self, inbox: bytes, waiting: Mapping[str, Sequence[str]]) -> Mapping[str, tuple[int, Sequence[str]]]:
         keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
         args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
         frame = REFRESH.head(1 + 3 * len(waiting), keys, 1 + len(args)) + bulks((inbox, *args))
         reply = self._pool.run(REFRESH, frame, now() + self.op_timeout)
-        return {
-            key: (pttl, [id.decode() for id in ids])
-            for key, (pttl, *ids) in zip(waiting, reply, strict=True)  # type: ignore[call-overload]
-        }
-
-
-def renewals(ttls: Sequence[float], asked_at: float, reply: object) -> list[Renewal]:
-    """What ``renew.lua`` said."""
-    return [
-        Renewal(LeaseState.HELD, proven_until(asked_at, ttl)) if held else Renewal(LeaseState.LOST)
-        for ttl, held in zip(ttls, reply, strict=True)  # type: ignore[call-overload]
-    ]
+        return {key: (pttl, [one.decode() for one in ids]) for key, (pttl, *ids) in zip(waiting, reply, strict=True)}

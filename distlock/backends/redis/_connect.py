@@ -7,6 +7,9 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import redis.asyncio.retry
+import redis.backoff
+import redis.retry
 from redis import exceptions
 
 from ..base import BackendError, BackendUnavailable, ConfigurationError, Unsupported
@@ -35,7 +38,9 @@ class Server:
         try:
             pool = redis.ConnectionPool.from_url(url)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"not a usable Redis URL ({_plain(error)}): redis://[user:password@]host:6379/0") from None
+            raise ConfigurationError(
+                f"not a usable Redis URL ({_plain(error)}): redis://[user:password@]host:6379/0"
+            ) from None
         return cls.from_pool(pool)
 
     @classmethod
@@ -70,22 +75,33 @@ class Server:
 
     def connection(self, timeout: float) -> redis.Connection:
         """A sync connection, not connected yet."""
-        kinds = {"tcp": redis.Connection, "tls": redis.SSLConnection, "unix": redis.UnixDomainSocketConnection}
-        return kinds[self.kind](**self._options(timeout, redis.retry.Retry(redis.backoff.NoBackoff(), 0)))
+        kinds = {
+            "tcp": redis.Connection,
+            "tls": redis.SSLConnection,
+            "unix": redis.UnixDomainSocketConnection,
+        }
+        retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+        connection: redis.Connection = kinds[self.kind](socket_timeout=timeout, **self._options(timeout, retry))
+        return connection
 
     def async_connection(self, timeout: float) -> redis.asyncio.Connection:
         """An asyncio connection, not connected yet."""
         module = redis.asyncio
-        kinds = {"tcp": module.Connection, "tls": module.SSLConnection, "unix": module.UnixDomainSocketConnection}
+        kinds = {
+            "tcp": module.Connection,
+            "tls": module.SSLConnection,
+            "unix": module.UnixDomainSocketConnection,
+        }
         retry = module.retry.Retry(redis.backoff.NoBackoff(), 0)
-        return kinds[self.kind](**self._options(timeout, retry))
+        # No timeout of the socket's own: the deadline around each exchange does better.
+        connection: redis.asyncio.Connection = kinds[self.kind](socket_timeout=None, **self._options(timeout, retry))
+        return connection
 
     def _options(self, timeout: float, retry: object) -> dict[str, Any]:
         return {
             **self.settings,
             "protocol": 2,
             "decode_responses": False,
-            "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": retry,
             "health_check_interval": 0,
@@ -107,7 +123,10 @@ def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool
     ):
         return refused(f"the server refused the user or the password; check them: {text}")
     if isinstance(error, exceptions.NoPermissionError):
-        return refused(f"the user may not do this; its ACL needs +@scripting +@read +@write +@pubsub on ~distlock:* &distlock:*: {text}")
+        return refused(
+            "the user may not do this; its ACL needs +@scripting +@read +@write +@pubsub +@connection"
+            f" on ~distlock:* &distlock:*: {text}"
+        )
     if isinstance(error, exceptions.BusyLoadingError):
         return unavailable("the server is still loading its data; try again")
     if isinstance(error, exceptions.ReadOnlyError) or "READONLY" in text:

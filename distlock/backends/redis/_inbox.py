@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import secrets
-import select
+import selectors
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -201,7 +201,7 @@ class Inbox:
         # TLS may have decrypted more than one message: ask the connection before the socket.
         if not connection.can_read(0):
             timeout = None if due == math.inf else max(0.0, due - now())
-            select.select([connection._sock, bell], [], [], timeout)
+            _readable(connection._sock, bell, timeout=timeout)
         self._asleep_until = -math.inf
         with contextlib.suppress(BlockingIOError):
             bell.recv(4096, socket.MSG_DONTWAIT)
@@ -238,14 +238,14 @@ class Inbox:
             found = self._refresh(self._channel, by_key)
         except DistLockError as error:
             log.info("keeping the place in the queue failed: %s", error)
-            self._wake([id for ids in by_key.values() for id in ids])  # each finds out for itself what is wrong
+            self._wake([one for ids in by_key.values() for one in ids])  # each finds out for itself what is wrong
             return
         t = now()
         with self._mutex:
             for waiting in self._waiting.values():
                 pttl, _ = found.get(waiting.claim.key, (-1, ()))
                 waiting.free_at = t + pttl / 1000 + SLACK if pttl >= 0 else math.inf
-        self._wake([id for _, ids in found.values() for id in ids])
+        self._wake([one for _, ids in found.values() for one in ids])
 
     def _next_due(self) -> float:
         if not self._waiting:
@@ -255,7 +255,7 @@ class Inbox:
 
     def _wake(self, claim_ids: Sequence[str]) -> None:
         with self._mutex:
-            found = [self._waiting[id] for id in claim_ids if id in self._waiting]
+            found = [self._waiting[one] for one in claim_ids if one in self._waiting]
             for waiting in found:
                 waiting.woken = True
         for waiting in found:
@@ -276,7 +276,7 @@ class Inbox:
                 self._connection = self._subscribe(self._op_timeout)
             except DistLockError:
                 self._wake(claim_ids)  # they ask, and learn of the outage
-                select.select([bell], [], [], pause)
+                _readable(bell, timeout=pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             self._echo_missing = False
@@ -300,3 +300,12 @@ class _Watch:
 
     def close(self) -> None:
         self._inbox.forget(self._claim_id)
+
+
+def _readable(*sockets: socket.socket | None, timeout: float | None) -> None:
+    """Until one has something to read. Not select(2), which ends at 1024 files."""
+    with selectors.DefaultSelector() as selector:
+        for each in sockets:
+            if each is not None:
+                selector.register(each, selectors.EVENT_READ)
+        selector.select(timeout)

@@ -7,12 +7,12 @@ a fresh one, which is safe because every request may be repeated.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from redis import Connection
-from redis.exceptions import NoScriptError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError as RedisTimeoutError
 
-from ..base import BackendError, BackendUnavailable, now
+from ..base import BackendUnavailable, now
 from ._connect import Server, mapped
 from ._scripts import Script
 
@@ -30,15 +30,15 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._closed = False
 
-    def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> object:
+    def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Any:
         """The reply of ``script``, which the server may have forgotten."""
         try:
             return self.send(frame, deadline, key)
-        except _Forgotten:
+        except NoScriptError:
             return self.send(script.whole(frame), deadline, key)
 
-    def send(self, frame: bytes, deadline: float, key: str | None = None) -> object:
-        """The reply to one request; errors are ours."""
+    def send(self, frame: bytes, deadline: float, key: str | None = None) -> Any:
+        """The reply to one request; errors are ours, but for NoScriptError."""
         left = deadline - now()
         try:
             connection = self._idle.pop()
@@ -47,10 +47,8 @@ class Pool:
         try:
             return self._exchange(connection, frame, left)
         except NoScriptError:
-            raise _Forgotten from None
-        except RedisTimeoutError as error:
-            raise mapped(error, self._server.address, key=key) from error
-        except ResponseError as error:
+            raise
+        except (ResponseError, RedisTimeoutError) as error:
             raise mapped(error, self._server.address, key=key) from error
         except (RedisError, OSError):
             pass
@@ -61,7 +59,7 @@ class Pool:
             error.sent = True  # the first try may have got through
             raise
 
-    def _send_fresh(self, frame: bytes, left: float, key: str | None) -> object:
+    def _send_fresh(self, frame: bytes, left: float, key: str | None) -> Any:
         connection = self._server.connection(self._op_timeout)
         connection.socket_connect_timeout = max(0.01, min(left, self._op_timeout))
         deadline = now() + left
@@ -73,17 +71,17 @@ class Pool:
         try:
             return self._exchange(connection, frame, deadline - now())
         except NoScriptError:
-            raise _Forgotten from None
+            raise
         except (RedisError, OSError) as error:
             raise mapped(error, self._server.address, key=key) from error
 
-    def _exchange(self, connection: Connection, frame: bytes, left: float) -> object:
+    def _exchange(self, connection: Connection, frame: bytes, left: float) -> Any:
         try:
             connection.send_packed_command((frame,), check_health=False)
             # The socket's own timeout does for a full budget; asking first costs a system call.
             if left < 0.9 * self._op_timeout and not connection.can_read(max(0.0, left)):
                 raise RedisTimeoutError("Timeout reading from socket")
-            reply: object = connection.read_response(disable_decoding=True)
+            reply: Any = connection.read_response(disable_decoding=True)
         except ResponseError:
             self._give_back(connection)
             raise
@@ -111,10 +109,3 @@ class Pool:
         """Drops the idle connections, and those in use when they come back."""
         self._closed = True
         self.clear()
-
-
-class _Forgotten(BackendError):
-    """NOSCRIPT: SCRIPT FLUSH, a restart or a failover."""
-
-    def __init__(self) -> None:
-        super().__init__("the server does not know the script")

@@ -29,11 +29,13 @@ class Script:
 
     def __init__(self, name: str) -> None:
         folder = files(__package__)
+        common = (folder / "common.lua").read_bytes()
         # A fast path may stand before the functions: making those takes longer than a free lock does.
-        text = (folder / f"{name}.lua").read_text().replace("-- include common.lua\n", (folder / "common.lua").read_text())
+        text = (folder / f"{name}.lua").read_bytes().replace(b"-- include common.lua\n", common)
+        digest = hashlib.sha1(text, usedforsecurity=False).hexdigest()  # Redis names scripts so
         self.name = name
-        self._evalsha = bulk(b"EVALSHA") + bulk(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
-        self._eval = bulk(b"EVAL") + bulk(text.encode())
+        self._evalsha = bulk(b"EVALSHA") + bulk(digest.encode())
+        self._eval = bulk(b"EVAL") + bulk(text)
 
     def head(self, key_count: int, keys: bytes, arg_count: int) -> bytes:
         """The request up to its arguments; ``keys`` are packed already."""

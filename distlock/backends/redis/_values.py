@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote, unquote
 
-from ..base import Busy, Claim, Grant, Holder, Inspection, Waiter, proven_until
+from ..base import Busy, Claim, Grant, Holder, Inspection, LeaseState, Renewal, Waiter, proven_until
 from ._scripts import bulks
 
-__all__ = ("NO_INBOX", "acquired", "inspection", "milliseconds", "terms")
+__all__ = ("NO_INBOX", "acquired", "inspection", "milliseconds", "renewals", "terms")
 
 NO_INBOX = b"-"
 
@@ -25,20 +27,20 @@ def terms(ttl: float, owner: str | None, reentrant: bool, about: str, inbox: byt
     return bulks((milliseconds(ttl), name, about.encode(), inbox))
 
 
-def acquired(claim: Claim, asked_at: float, reply: object) -> Grant | Busy:
+def acquired(claim: Claim, asked_at: float, reply: Any) -> Grant | Busy:
     """What ``acquire.lua`` said."""
     if isinstance(reply, int):
         return Grant(claim, reply, proven_until(asked_at, claim.ttl))
-    pttl, held_us, value = reply  # type: ignore[misc]
+    pttl, held_us, value = reply
     return Busy(claim, _holder(value, held_us, pttl))
 
 
-def inspection(key: str, reply: list[object]) -> Inspection:
+def inspection(key: str, reply: Any) -> Inspection:
     """What ``inspect.lua`` said."""
     value, pttl, now_us, *queue = reply
-    holder = _holder(value, None, pttl, now_us) if value else None  # type: ignore[arg-type]
+    holder = _holder(value, None, pttl, now_us) if value else None
     pairs = zip(queue[::2], queue[1::2], strict=True)
-    return Inspection(key, holder, tuple(_waiter(*pair) for pair in pairs))  # type: ignore[arg-type]
+    return Inspection(key, holder, tuple(_waiter(*pair) for pair in pairs))
 
 
 def _holder(value: bytes, held_us: int | None, pttl: int, now_us: int = 0) -> Holder:
@@ -65,3 +67,11 @@ def _waiter(claim_id: bytes, record: bytes) -> Waiter:
 
 def _owner_name(ids: bytes, owner: bytes) -> str:
     return unquote(owner[1:].decode()) if owner != b"-" else ids.partition(b",")[0].decode()
+
+
+def renewals(ttls: Sequence[float], asked_at: float, reply: Any) -> list[Renewal]:
+    """What ``renew.lua`` said."""
+    return [
+        Renewal(LeaseState.HELD, proven_until(asked_at, ttl)) if held else Renewal(LeaseState.LOST)
+        for ttl, held in zip(ttls, reply, strict=True)
+    ]

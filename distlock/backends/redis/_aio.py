@@ -1,0 +1,161 @@
+"""The same requests over asyncio connections. Waiting and renewal stay with the threads of the sync backend."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.to_thread import run_sync
+from redis.asyncio import Connection
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from ..base import Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
+from ._connect import Server, mapped
+from ._scripts import ACQUIRE, INSPECT, RELEASE, RENEW, Script
+from ._values import NO_INBOX, inspection, renewals
+
+if TYPE_CHECKING:
+    from ._backend import RedisBackend
+
+__all__ = ("AsyncRedisBackend",)
+
+MOST_IDLE = 16
+
+
+class AsyncRedisBackend:
+    """For one event loop of asyncio. Its connections are closed with that loop."""
+
+    def __init__(self, sync: RedisBackend) -> None:
+        self._sync = sync
+        self._pool = AsyncPool(sync.server, sync.op_timeout)
+        self._connecting = anyio.CapacityLimiter(4)
+
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+        inbox = self._sync.inbox.expect(claim) if claim.wait else NO_INBOX
+        asked_at = now()
+        try:
+            reply = await self._pool.run(ACQUIRE, self._sync.asking(claim, inbox), deadline, claim.key)
+        except BaseException:
+            self._sync.inbox.forget_unwatched(claim.id)
+            raise
+        return self._sync.answered(claim, asked_at, reply)
+
+    async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
+        inbox = self._sync.inbox
+        if inbox.listening:
+            return inbox.watch(busy, wake, deadline)
+        # It connects. Cancelled, it is waited for (no longer than op_timeout); the withdrawal undoes it.
+        return await run_sync(inbox.watch, busy, wake, deadline, limiter=self._connecting)
+
+    async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
+        self._sync.inbox.forget(claim.id)
+        frame = self._sync.leaving(claim, queued=True, in_flight=in_flight)
+        await self._pool.run(RELEASE, frame, deadline, claim.key)
+
+    async def release(self, grant: Grant, deadline: float) -> bool:
+        return bool(await self._pool.run(RELEASE, self._sync.leaving(grant.claim), deadline, grant.claim.key))
+
+    async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
+        asked_at = now()
+        frame = self._sync.renewing([(grant.claim, ttl)])
+        return renewals([ttl], asked_at, await self._pool.run(RENEW, frame, deadline, grant.claim.key))[0]
+
+    async def inspect(self, key: str, deadline: float) -> Inspection:
+        return inspection(key, await self._pool.run(INSPECT, self._sync.inspecting(key), deadline, key))
+
+    async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]:
+        return await run_sync(lambda: tuple(self._sync.list(prefix, deadline)), limiter=self._connecting)
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+class AsyncPool:
+    """`Pool` for asyncio."""
+
+    def __init__(self, server: Server, op_timeout: float) -> None:
+        self._server = server
+        self._op_timeout = op_timeout
+        self._idle: deque[Connection] = deque()
+        self._guard: AsyncGenerator[None, None] | None = None
+        self._closed = False
+
+    async def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Any:
+        """The reply of ``script``, which the server may have forgotten."""
+        try:
+            return await self._send(frame, deadline, key)
+        except NoScriptError:
+            return await self._send(script.whole(frame), deadline, key)
+
+    async def _send(self, frame: bytes, deadline: float, key: str | None) -> Any:
+        if self._idle:
+            try:
+                return await self._exchange(self._idle.pop(), frame, deadline)
+            except NoScriptError:
+                raise
+            except (ResponseError, TimeoutError) as error:
+                raise mapped(error, self._server.address, key=key) from error
+            except (RedisError, OSError):
+                await self._clear()  # it died while it lay idle, and its siblings are as old
+            return await self._send_fresh(frame, deadline, key, tried=True)
+        return await self._send_fresh(frame, deadline, key, tried=False)
+
+    async def _send_fresh(self, frame: bytes, deadline: float, key: str | None, *, tried: bool) -> Any:
+        if self._guard is None:
+            self._guard = self._close_with_loop()
+            await self._guard.__anext__()
+        connection = self._server.async_connection(self._op_timeout)
+        try:
+            with anyio.fail_after(max(0.0, deadline - now())):
+                await connection.connect()
+        except (RedisError, OSError) as error:
+            await connection.disconnect(nowait=True)
+            raise mapped(error, self._server.address, key=key, sent=tried) from error
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        try:
+            return await self._exchange(connection, frame, deadline)
+        except NoScriptError:
+            raise
+        except (RedisError, OSError) as error:
+            raise mapped(error, self._server.address, key=key) from error
+
+    async def _exchange(self, connection: Connection, frame: bytes, deadline: float) -> Any:
+        try:
+            with anyio.fail_after(max(0.0, deadline - now())):
+                await connection.send_packed_command(frame, check_health=False)
+                reply: Any = await connection.read_response(disable_decoding=True)
+        except ResponseError:
+            await self._give_back(connection)
+            raise
+        except BaseException:  # the reply may still come: this connection must not be used again
+            await connection.disconnect(nowait=True)
+            raise
+        await self._give_back(connection)
+        return reply
+
+    async def _give_back(self, connection: Connection) -> None:
+        if self._closed or len(self._idle) >= MOST_IDLE:
+            await connection.disconnect(nowait=True)
+        else:
+            self._idle.append(connection)
+
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        """asyncio ends open async generators before it closes a loop: the one hook there is for that moment."""
+        try:
+            yield
+        finally:
+            await self._clear()
+
+    async def _clear(self) -> None:
+        while self._idle:
+            await self._idle.pop().disconnect(nowait=True)
+
+    async def aclose(self) -> None:
+        """Drops the idle connections, and those in use when they come back."""
+        self._closed = True
+        if self._guard is not None:
+            await self._guard.aclose()
