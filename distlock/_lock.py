@@ -42,7 +42,7 @@ class Lock:
     def __init__(self, manager_of: Callable[[], Manager], key: str, options: Options) -> None:
         self._manager_of = manager_of
         self._options = options
-        self.key = check_key(key)
+        self.key: str = check_key(key)
 
     def acquire(self, timeout: float | _Same | None = SAME) -> Lease:
         """Waits for the lock for ``timeout`` seconds at most (None: for ever; 0: one try).

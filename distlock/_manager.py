@@ -159,7 +159,7 @@ class Manager:
                 return outcome
             return Lease(self._kept(outcome, options, actor), self._line, self._watchdog, when_lost, self)
         except KeyboardInterrupt:  # it may have come between the grant and here
-            self._watchdog.give_up(claim)
+            self._watchdog.give_up(claim, in_flight=False)
             raise
 
     async def _acquire_async(self, key: str, options: Options, *, wait: bool) -> AsyncLease | Busy:

@@ -41,7 +41,7 @@ LAYERS = {
     "backends.base": layer(FOUNDATION),
     "backends.memory": layer(f"{FOUNDATION} backends.base"),
     "backends.file": layer(f"{FOUNDATION} backends.base"),
-    "backends.redis": layer(f"{FOUNDATION} backends.base", "redis"),
+    "backends.redis": layer(f"{FOUNDATION} backends.base", "redis anyio"),
     "backends.etcd": layer(f"{FOUNDATION} backends.base", "grpc google"),
     "backends.zookeeper": layer(f"{FOUNDATION} backends.base", "kazoo"),
     "_options": layer(FOUNDATION),

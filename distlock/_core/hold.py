@@ -39,21 +39,21 @@ class Hold:
     )
 
     def __init__(self, grant: Grant, *, renew: bool, max_hold: float | None, actor: object) -> None:
-        self.grant = grant
-        self.renew = renew
-        self.actor = actor
-        self.acquired_at = started = now()
-        self.deadline = grant.deadline
-        self.ends_at = math.inf if max_hold is None else started + max_hold
-        if self.ends_at < self.deadline:
-            self.deadline = self.ends_at
-        self.renew_at = started + grant.claim.ttl / 3 if renew and self.deadline < self.ends_at else math.inf
-        self.count = 1
-        self.doubtful = False
-        self.giving_up = False
-        self.reason = ""
+        self.grant: Grant = grant
+        self.renew: bool = renew
+        self.actor: object = actor
+        self.acquired_at: float = now()
+        self.ends_at: float = math.inf if max_hold is None else self.acquired_at + max_hold
+        self.deadline: float = min(grant.deadline, self.ends_at)
+        # A third of the ttl after the request was sent, however long its reply took.
+        due = grant.deadline - grant.claim.ttl * 2 / 3
+        self.renew_at: float = due if renew and grant.deadline < self.ends_at else math.inf
+        self.count: int = 1
+        self.doubtful: bool = False
+        self.giving_up: bool = False
+        self.reason: str = ""
         self._ended: LeaseState | None = None
-        self._lock = threading.Lock()
+        self._lock: threading.Lock = threading.Lock()
         self._callbacks: list[LossCallback] = []
 
     @property

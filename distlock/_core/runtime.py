@@ -32,6 +32,7 @@ class Runtime(Protocol):
 
     def shield(self, deadline: float) -> AbstractContextManager[object]:
         """Inside, an outer cancellation waits; at the deadline the inside is given up (`TimeoutError`)."""
+        ...
 
 
 class _ThreadSignal:

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from .._clock import now, seconds_left
@@ -100,8 +101,10 @@ class Watchdog:
         with self._changed:
             self._nudged = True
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
+                with suppress(RuntimeError):  # the interpreter is going down; ttls end what is left
+                    thread.start()
+                    self._thread = thread
             self._changed.notify()
 
     # What the thread does.

@@ -53,7 +53,7 @@ class MemoryBackend(SyncBackend):
     """First come, first served; a lease that is not renewed ends after its ttl. Thread-safe."""
 
     never_blocks: ClassVar[bool] = True
-    guarantees = Guarantees(
+    guarantees: Guarantees = Guarantees(
         backend="memory",
         scope="process",
         fenced=True,
@@ -64,7 +64,7 @@ class MemoryBackend(SyncBackend):
     )
 
     def __init__(self, namespace: str = "default") -> None:
-        self.address = f"memory://{namespace}"
+        self.address: str = f"memory://{namespace}"
         self.after_fork()
 
     def after_fork(self) -> None:

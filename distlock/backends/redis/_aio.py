@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.to_thread import run_sync
-from redis.asyncio import Connection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..base import Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
-from ._connect import Server, mapped
+from ._connect import AsyncConnection, Server, mapped
 from ._scripts import ACQUIRE, INSPECT, RELEASE, RENEW, Script
 from ._values import NO_INBOX, inspection, renewals
 
@@ -78,7 +77,7 @@ class AsyncPool:
     def __init__(self, server: Server, op_timeout: float) -> None:
         self._server = server
         self._op_timeout = op_timeout
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[AsyncConnection] = deque()
         self._guard: AsyncGenerator[None, None] | None = None
         self._closed = False
 
@@ -123,7 +122,7 @@ class AsyncPool:
         except (RedisError, OSError) as error:
             raise mapped(error, self._server.address, key=key) from error
 
-    async def _exchange(self, connection: Connection, frame: bytes, deadline: float) -> Any:
+    async def _exchange(self, connection: AsyncConnection, frame: bytes, deadline: float) -> Any:
         try:
             with anyio.fail_after(max(0.0, deadline - now())):
                 await connection.send_packed_command(frame, check_health=False)
@@ -137,7 +136,7 @@ class AsyncPool:
         await self._give_back(connection)
         return reply
 
-    async def _give_back(self, connection: Connection) -> None:
+    async def _give_back(self, connection: AsyncConnection) -> None:
         if self._closed or len(self._idle) >= MOST_IDLE:
             await connection.disconnect(nowait=True)
         else:

@@ -63,9 +63,6 @@ GUARANTEES = Guarantees(
     ),
 )
 
-LATE = 60.0
-"""Seconds at most for which a withdrawn claim is remembered, against a request for it that is still on its way."""
-
 BATCH = 256
 NOTHING_LEFT = bulks((b"0", b"0"))
 """Neither queued nor on its way."""
@@ -74,17 +71,17 @@ NOTHING_LEFT = bulks((b"0", b"0"))
 class RedisBackend(SyncBackend):
     """Thread-safe. Connects when it is first asked."""
 
-    guarantees = GUARANTEES
+    guarantees: Guarantees = GUARANTEES
 
     def __init__(self, server: Server, namespace: str, op_timeout: float) -> None:
         self.server = server
-        self.address = server.address
+        self.address: str = server.address
         self.namespace = namespace
         self.op_timeout = op_timeout
-        self.clock = clock_key(namespace)
+        self.clock: bytes = clock_key(namespace)
         self._head = lru_cache(maxsize=512)(self._make_head)
         self._pool = Pool(server, op_timeout)
-        self.inbox = Inbox(server, namespace, op_timeout, self._refresh)
+        self.inbox: Inbox = Inbox(server, namespace, op_timeout, self._refresh)
 
     def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
         inbox = self.inbox.expect(claim) if claim.wait else NO_INBOX
@@ -172,7 +169,7 @@ class RedisBackend(SyncBackend):
         head = self._head(RELEASE, claim.key, 3) + bulk(claim.id.encode())
         if not (queued or in_flight):
             return head + NOTHING_LEFT
-        late = milliseconds(min(claim.ttl, LATE)) if in_flight else b"0"
+        late = milliseconds(min(claim.ttl, self.op_timeout)) if in_flight else b"0"
         return head + bulks((b"1" if queued else b"0", late))
 
     def renewing(self, claims: Sequence[tuple[Claim, float]]) -> bytes:

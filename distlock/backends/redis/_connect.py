@@ -11,10 +11,11 @@ import redis.asyncio.retry
 import redis.backoff
 import redis.retry
 from redis import exceptions
+from redis.asyncio.connection import AbstractConnection as AsyncConnection
 
 from ..base import BackendError, BackendUnavailable, ConfigurationError, Unsupported
 
-__all__ = ("Server", "mapped")
+__all__ = ("AsyncConnection", "Server", "mapped")
 
 # What is taken over from a URL or a ready client. All else (decoding, protocol, retries, health checks, …) is
 # ours to choose, so that a lock behaves the same however the client at hand is set up.
@@ -84,7 +85,7 @@ class Server:
         connection: redis.Connection = kinds[self.kind](socket_timeout=timeout, **self._options(timeout, retry))
         return connection
 
-    def async_connection(self, timeout: float) -> redis.asyncio.Connection:
+    def async_connection(self, timeout: float) -> AsyncConnection:
         """An asyncio connection, not connected yet."""
         module = redis.asyncio
         kinds = {
@@ -94,7 +95,7 @@ class Server:
         }
         retry = module.retry.Retry(redis.backoff.NoBackoff(), 0)
         # No timeout of the socket's own: the deadline around each exchange does better.
-        connection: redis.asyncio.Connection = kinds[self.kind](socket_timeout=None, **self._options(timeout, retry))
+        connection: AsyncConnection = kinds[self.kind](socket_timeout=None, **self._options(timeout, retry))
         return connection
 
     def _options(self, timeout: float, retry: object) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Script:
     __slots__ = ("_eval", "_evalsha", "name")
 
     def __init__(self, name: str) -> None:
-        folder = files(__package__)
+        folder = files("distlock.backends.redis")
         common = (folder / "common.lua").read_bytes()
         # A fast path may stand before the functions: making those takes longer than a free lock does.
         text = (folder / f"{name}.lua").read_bytes().replace(b"-- include common.lua\n", common)
