@@ -1,0 +1,218 @@
+"""Locks as files: one file a key, locked with `flock(2)` for as long as the lease is held."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..base import (
+    BackendError,
+    BackendUnavailable,
+    Busy,
+    Claim,
+    Fault,
+    Grant,
+    Guarantees,
+    Holder,
+    Inspection,
+    LeaseState,
+    Renewal,
+    Subscription,
+    SyncBackend,
+    Waiter,
+    Wake,
+    now,
+    proven_until,
+)
+from . import _flock
+from ._line import Line
+from ._record import Record, TokenClock, file_name
+
+__all__ = ("FileBackend",)
+
+LONGEST_RECORD = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A locked file. Closing it frees the lock, and so does the end of the process."""
+
+    fd: int
+    path: str
+    token: int
+
+
+class FileBackend(SyncBackend):
+    """Thread-safe. The kernel keeps the locks: a holder that dies frees its own at once."""
+
+    guarantees: Guarantees = Guarantees(
+        backend="file",
+        scope="machine",
+        fenced=True,
+        fair=False,
+        dead_holder="at once",
+        owner_reentrant=False,
+        extend=True,
+        excepted=frozenset({Fault.DELETED, Fault.STOPPED_WAITER, Fault.FOREIGN_MACHINE, Fault.CLOCK_SET_BACK}),
+    )
+
+    def __init__(self, folder: Path, namespace: str = "default") -> None:
+        self.address: str = f"file://{folder}"
+        self._folder = folder / namespace
+        self._clock = TokenClock(self._folder)
+        self._held: dict[str, _Held] = {}
+        self._lines: dict[str, Line] = {}
+        self._mutex = threading.Lock()
+        self.path_of = lru_cache(maxsize=512)(lambda key: f"{self._folder}{os.sep}{file_name(key)}")
+
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+        asked_at = now()
+        held = self._held.get(claim.id)
+        if held is None:
+            try:
+                held = self._lock_now(claim)
+            except OSError as error:
+                raise self._mapped(error, claim.key) from error
+        if held is None:
+            return Busy(claim, self._holder(self.path_of(claim.key)))
+        return Grant(claim, held.token, proven_until(asked_at, claim.ttl))
+
+    def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
+        claim = busy.claim
+        with self._mutex:
+            line = self._lines.get(claim.key)
+            if line is None:
+                line = self._lines[claim.key] = Line(self.path_of(claim.key), self._mutex, self._line_ended)
+            line.join(claim, wake)
+        return _Watch(line, claim.id)
+
+    def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
+        if line := self._lines.get(claim.key):
+            line.leave(claim.id)
+        self._free(claim.id)
+
+    def release(self, grant: Grant, deadline: float) -> bool:
+        return self._free(grant.claim.id)
+
+    def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
+        return [self.extend(grant, grant.claim.ttl, deadline) for grant in grants]
+
+    def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
+        asked_at = now()
+        held = self._held.get(grant.claim.id)
+        if held is not None and _flock.is_named(held.fd):
+            return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
+        self._free(grant.claim.id)  # the file was deleted: nobody else can see that we hold it
+        return Renewal(LeaseState.LOST)
+
+    def inspect(self, key: str, deadline: float) -> Inspection:
+        """Of the waiters, those of this process only: the kernel tells nobody of the others."""
+        return Inspection(key, self._holder(self.path_of(key)), self._waiters(key))
+
+    def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
+        try:
+            paths = [path for path in self._folder.iterdir() if path.suffix == ".lock"]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._mapped(error, None) from error
+        for path in paths:
+            record = _read(str(path))
+            holder = record.holder() if record is not None else None
+            if record is not None and holder is not None and record.key.startswith(prefix):
+                yield Inspection(record.key, holder, self._waiters(record.key))
+
+    def close(self) -> None:
+        """Threads that wait in the kernel cannot be called back: each ends when it is its turn."""
+        with self._mutex:
+            lines = list(self._lines.values())
+        for line in lines:
+            line.leave_all()
+
+    def after_fork(self) -> None:
+        # Closed, not unlocked: the lock belongs to the open file, which is the parent's as well, see flock(2).
+        fds = [held.fd for held in self._held.values()]
+        for fd in fds + [fd for line in self._lines.values() for fd in line.files()]:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._held, self._lines, self._mutex = {}, {}, threading.Lock()
+
+    def _lock_now(self, claim: Claim) -> _Held | None:
+        path = self.path_of(claim.key)
+        line = self._lines.get(claim.key)
+        fd = line.take(claim.id) if line is not None else None
+        if fd is None:
+            fd = self._try_lock(path)
+        if fd is None:
+            return None
+        try:
+            token = self._clock.next()
+            if os.fstat(fd).st_size and (last := Record.read(os.pread(fd, LONGEST_RECORD, 0))):
+                token = max(token, last.token + 1)  # left by a holder that died
+            os.pwrite(fd, Record.line(claim, token, now()), 0)
+        except BaseException:
+            _flock.free(fd, path)
+            raise
+        held = self._held[claim.id] = _Held(fd, path, token)
+        return held
+
+    def _try_lock(self, path: str) -> int | None:
+        try:
+            return _flock.try_lock(path)
+        except FileNotFoundError:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return _flock.try_lock(path)
+
+    def _free(self, claim_id: str) -> bool:
+        held = self._held.pop(claim_id, None)
+        return held is not None and _flock.free(held.fd, held.path)
+
+    def _line_ended(self, line: Line) -> None:
+        """Called with the mutex held."""
+        self._lines = {key: other for key, other in self._lines.items() if other is not line}
+
+    def _holder(self, path: str) -> Holder | None:
+        record = _read(path)
+        return record.holder() if record is not None else None
+
+    def _waiters(self, key: str) -> tuple[Waiter, ...]:
+        line = self._lines.get(key)
+        claims = line.claims() if line is not None else []
+        return tuple(Waiter.read(claim.owner or claim.id, claim.about) for claim in claims)
+
+    def _mapped(self, error: OSError, key: str | None) -> BackendError:
+        what = f"{error.strerror or error} ({error.filename or self._folder}) [{self.address}]"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return BackendError(f"the disk is full; free some space: {what}", key=key, backend=self.address)
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return BackendError(f"too many open files; raise the limit: {what}", key=key, backend=self.address)
+        return BackendUnavailable(
+            f"the folder of the locks cannot be used; is it there, a folder, and writable? {what}",
+            key=key,
+            backend=self.address,
+        )
+
+
+class _Watch:
+    __slots__ = ("_claim_id", "_line")
+
+    def __init__(self, line: Line, claim_id: str) -> None:
+        self._line = line
+        self._claim_id = claim_id
+
+    def close(self) -> None:
+        self._line.leave(self._claim_id)
+
+
+def _read(path: str) -> Record | None:
+    try:
+        with open(path, "rb") as file:
+            return Record.read(file.read(LONGEST_RECORD))
+    except OSError:
+        return None

@@ -1,0 +1,118 @@
+"""Those of this process that wait for one file: one thread waits in the kernel for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ..base import PROVISIONAL, Claim, Wake
+from . import _flock
+
+__all__ = ("Line",)
+
+
+class Line:
+    """First come, first served within the process; between processes it is the kernel that chooses.
+
+    The thread cannot be called back from flock(2). When everyone has left, it stays until it is its turn, gives
+    the lock up at once, and ends.
+    """
+
+    def __init__(self, path: str, mutex: threading.Lock, ended: Callable[[Line], None]) -> None:
+        self._path = path
+        self._ended = ended
+        self._changed = threading.Condition(mutex)
+        self._waiting: OrderedDict[str, tuple[Claim, Wake]] = OrderedDict()
+        self._fd: int | None = None
+        """Locked, and on offer to whoever is first."""
+        self._blocked_fd: int | None = None
+        self._thread: threading.Thread | None = None
+
+    def join(self, claim: Claim, wake: Wake) -> None:
+        """``wake`` is called when ``claim`` may `take` the lock. The mutex is held."""
+        self._waiting[claim.id] = (claim, wake)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="distlock-flock", daemon=True)
+            self._thread.start()
+
+    def take(self, claim_id: str) -> int | None:
+        """The locked file, if it is on offer to this claim."""
+        with self._changed:
+            if self._fd is None or next(iter(self._waiting), None) != claim_id:
+                return None
+            fd, self._fd = self._fd, None
+            del self._waiting[claim_id]
+            self._changed.notify_all()
+            return fd
+
+    def leave(self, claim_id: str) -> None:
+        """This claim waits no longer; what was on offer to it goes to the next."""
+        with self._changed:
+            if self._waiting.pop(claim_id, None):
+                self._changed.notify_all()
+
+    def leave_all(self) -> None:
+        """Nobody waits any longer."""
+        with self._changed:
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def claims(self) -> list[Claim]:
+        """Who waits, in order."""
+        with self._changed:
+            return [claim for claim, _ in self._waiting.values()]
+
+    def files(self) -> list[int]:
+        """What is open, for a forked child to close."""
+        return [fd for fd in (self._fd, self._blocked_fd) if fd is not None]
+
+    def _run(self) -> None:
+        while True:
+            fd = self._locked()
+            with self._changed:
+                if fd is None:
+                    self._say_so()
+                self._fd = fd
+                self._offer()
+                left, self._fd = self._fd, None
+                if left is not None:  # nobody took it
+                    with contextlib.suppress(OSError):
+                        _flock.free(left, self._path)
+                if not self._waiting:
+                    self._ended(self)
+                    return
+
+    def _offer(self) -> None:
+        """To one after the other, until it is taken or everyone has left. The mutex is held."""
+        while self._fd is not None and self._waiting:
+            first, (_, wake) = next(iter(self._waiting.items()))
+            wake()
+            self._changed.wait_for(lambda first=first: next(iter(self._waiting), None) != first, PROVISIONAL)
+            if next(iter(self._waiting), None) == first:
+                self._waiting.move_to_end(first)  # stopped or starved: the others need not wait for it
+
+    def _say_so(self) -> None:
+        """The file cannot be opened: those who wait find out why by asking. The mutex is held."""
+        for _, wake in self._waiting.values():
+            wake()
+        self._changed.wait_for(lambda: not self._waiting, PROVISIONAL)
+
+    def _locked(self) -> int | None:
+        """Waits in the kernel. None: the file cannot be opened any more."""
+        while True:
+            try:
+                self._blocked_fd = fd = _flock.open_to_wait(self._path)
+            except OSError:
+                return None
+            named = False
+            try:
+                named = _flock.lock(fd)
+            finally:
+                self._blocked_fd = None
+                if not named:
+                    os.close(fd)
+            if named:
+                return fd
