@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import redis
 import redis.asyncio
 import redis.asyncio.retry
 import redis.backoff
+import redis.connection
 import redis.retry
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
@@ -23,6 +25,14 @@ _TAKEN = (
     "host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
     "socket_keepalive", "socket_keepalive_options", "socket_type",
 )  # fmt: skip
+
+# CLIENT SETINFO would cost each connection two round trips; and to learn its own version redis-py reads files,
+# which an event loop must not wait for. Its older releases call the option otherwise.
+_NAMELESS = (
+    {"driver_info": None}
+    if "driver_info" in signature(redis.connection.AbstractConnection.__init__).parameters
+    else {"lib_name": None, "lib_version": None}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +84,30 @@ class Server:
         scheme = "rediss" if self.kind == "tls" else "redis"
         return f"{scheme}://{self.settings.get('host', 'localhost')}:{self.settings.get('port', 6379)}/{db}"
 
-    def connection(self, timeout: float) -> redis.Connection:
-        """A sync connection, not connected yet."""
+    def connect(self, within: float, op_timeout: float) -> redis.Connection:
+        """A sync connection, ready in about ``within`` seconds; later each read may take ``op_timeout``."""
         kinds = {
             "tcp": redis.Connection,
             "tls": redis.SSLConnection,
             "unix": redis.UnixDomainSocketConnection,
         }
         retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-        connection: redis.Connection = kinds[self.kind](socket_timeout=timeout, **self._options(timeout, retry))
-        return connection
+
+        def introduce(connection: Any) -> None:
+            connection.socket_timeout = op_timeout  # for its parser to note; the socket keeps ``within`` for now
+            connection.on_connect()
+
+        within = max(0.01, min(within, op_timeout))
+        connection: Any = kinds[self.kind](
+            socket_timeout=within, redis_connect_func=introduce, **self._options(within, retry)
+        )
+        try:
+            connection.connect()
+            connection._sock.settimeout(op_timeout)
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection  # type: ignore[no-any-return]
 
     def async_connection(self, timeout: float) -> AsyncConnection:
         """An asyncio connection, not connected yet."""
@@ -106,6 +130,7 @@ class Server:
             "socket_connect_timeout": timeout,
             "retry": retry,
             "health_check_interval": 0,
+            **_NAMELESS,
         }
 
 

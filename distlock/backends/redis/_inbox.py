@@ -80,9 +80,7 @@ class Inbox:
         if not self._listening:
             return NOT_LISTENING
         with self._mutex:
-            if not self._waiting:
-                self._refreshed_at = now()
-            self._waiting.setdefault(claim.id, _Waiting(claim))
+            self._entry(claim)
         return self._channel
 
     def forget(self, claim_id: str) -> None:
@@ -101,7 +99,7 @@ class Inbox:
         """Wakes when asking again may help: at once if the claim is not in the queue yet."""
         with self._mutex:
             queued = busy.claim.id in self._waiting
-            waiting = self._waiting.setdefault(busy.claim.id, _Waiting(busy.claim))
+            waiting = self._entry(busy.claim)
             waiting.wake = wake
             woken = waiting.woken
         watch = _Watch(self, busy.claim.id)
@@ -114,6 +112,11 @@ class Inbox:
         if woken or not queued:
             wake()
         return watch
+
+    def _entry(self, claim: Claim) -> _Waiting:
+        if not self._waiting:
+            self._refreshed_at = now()  # there was no place to keep before
+        return self._waiting.setdefault(claim.id, _Waiting(claim))
 
     def ends_in(self, busy: Busy) -> None:
         """Notes when the lock ends by itself."""
@@ -153,21 +156,24 @@ class Inbox:
             if self._thread is None and not self._closed:
                 self._connection = self._subscribe(deadline - now())
                 self._bell = socket.socketpair()
+                for end in self._bell:
+                    end.setblocking(False)
                 self._listening = True
                 self._thread = threading.Thread(target=self._run, name="distlock-inbox", daemon=True)
                 self._thread.start()
 
     def _subscribe(self, timeout: float) -> Connection:
-        connection = self._server.connection(self._op_timeout)
-        connection.socket_connect_timeout = timeout = max(0.01, min(timeout, self._op_timeout))
+        timeout = max(0.01, min(timeout, self._op_timeout))
+        connection: Connection | None = None
         try:
-            connection.connect()
+            connection = self._server.connect(timeout, self._op_timeout)
             connection.send_packed_command([command(b"SUBSCRIBE", self._channel)], check_health=False)
             if not connection.can_read(timeout):
                 raise TimeoutError
             connection.read_response()
         except BaseException as error:
-            connection.disconnect()
+            if connection is not None:
+                connection.disconnect()
             if isinstance(error, (RedisError, OSError)):
                 raise mapped(error, self._server.address, sent=False) from error
             raise
@@ -204,7 +210,7 @@ class Inbox:
             _readable(connection._sock, bell, timeout=timeout)
         self._asleep_until = -math.inf
         with contextlib.suppress(BlockingIOError):
-            bell.recv(4096, socket.MSG_DONTWAIT)
+            bell.recv(4096)
         while connection.can_read(0):
             self._receive(connection.read_response(disable_decoding=True))
         if not self._closed and now() >= due:
@@ -288,7 +294,7 @@ class Inbox:
     def _ring(self) -> None:
         if self._bell is not None:
             with contextlib.suppress(OSError):
-                self._bell[1].send(b"!", socket.MSG_DONTWAIT)
+                self._bell[1].send(b"!")
 
 
 class _Watch:

@@ -60,13 +60,10 @@ class Pool:
             raise
 
     def _send_fresh(self, frame: bytes, left: float, key: str | None) -> Any:
-        connection = self._server.connection(self._op_timeout)
-        connection.socket_connect_timeout = max(0.01, min(left, self._op_timeout))
         deadline = now() + left
         try:
-            connection.connect()
+            connection = self._server.connect(left, self._op_timeout)
         except (RedisError, OSError) as error:
-            connection.disconnect()
             raise mapped(error, self._server.address, key=key, sent=False) from error
         try:
             return self._exchange(connection, frame, deadline - now())
