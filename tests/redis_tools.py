@@ -1,0 +1,292 @@
+"""For the tests of Redis: one test in three colours, a look into the server, and processes to be killed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+import distlock.backends.redis  # imports read files: not in an event loop
+from distlock import AsyncLease, Lease, Lock, Manager
+
+from .servers import RedisServer
+
+__all__ = ("ASYNC", "COLOURS", "Child", "Colour", "Connect", "Probe", "Running", "in_colours", "until")
+
+ASYNC = ("asyncio", "trio")
+COLOURS = ("sync", *ASYNC)
+PATIENCE = 20.0
+"""Seconds after which something will not happen any more. A bound, never a measure."""
+
+AnyLease = Lease | AsyncLease
+Connect = Callable[..., Manager]
+"""`distlock.connect`, with a manager that is closed after the test."""
+
+
+def in_colours(*names: str) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+    """A test in colours: an async function that is given ``colour`` and, if it likes, ``connect``."""
+
+    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+        signature = inspect.signature(test)
+        wanted = list(signature.parameters.values())
+
+        @functools.wraps(test)
+        def run(colour: str, **fixtures: Any) -> None:
+            with ExitStack() as managers:
+                if "connect" in signature.parameters:
+                    fixtures["connect"] = lambda *args, **kwargs: managers.enter_context(
+                        distlock.connect(*args, **kwargs)
+                    )
+                painted = Colour(colour)
+                painted.run(lambda: test(painted, **fixtures))
+
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[parameter for parameter in wanted if parameter.name != "connect"]
+        )
+        each: Callable[..., None] = pytest.mark.parametrize("colour", names or COLOURS)(run)
+        return each
+
+    return decorate
+
+
+def until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+    """Waits, outside of event loops, for what no event tells."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+class Running:
+    """A call that goes on beside the test."""
+
+    def __init__(self, colour: Colour) -> None:
+        self._colour = colour
+        self._scope: anyio.CancelScope | None = None
+        self._done = threading.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    async def result(self) -> Any:
+        await self._colour.until(self._done.is_set)
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def cancel(self) -> None:
+        assert self._scope is not None, "threads cannot be cancelled"
+        self._scope.cancel()
+
+    async def cancelled(self) -> None:
+        """Cancels it and waits for its end."""
+        self.cancel()
+        await self._colour.until(self._done.is_set)
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            if self._colour.name == "sync":
+                self._value = await call()
+            else:
+                with anyio.CancelScope() as self._scope:
+                    self._value = await call()
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+            self._error = error
+        finally:
+            self._done.set()
+
+
+class Colour:
+    """One test body, an async function, for threads, asyncio and trio: on ``sync`` its awaits block in place."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    @property
+    def is_async(self) -> bool:
+        return self.name != "sync"
+
+    def run(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if not self.is_async:
+            _drive(body())
+            return
+
+        async def main() -> None:
+            async with anyio.create_task_group() as self._tasks:
+                await body()
+                self._tasks.cancel_scope.cancel()
+
+        try:
+            anyio.run(main, backend=self.name)
+        except BaseException as error:
+            # What a test raises is what it is to show, not the group that anyio wraps it in.
+            inner = getattr(error, "exceptions", (error, error))
+            if len(inner) == 1:
+                raise inner[0] from None
+            raise
+
+    def start(self, call: Callable[[], Awaitable[Any]]) -> Running:
+        """Runs ``call`` in a thread or task of its own."""
+        running = Running(self)
+        if self._tasks is None:
+            threading.Thread(target=lambda: _drive(running.run(call)), daemon=True).start()
+        else:
+            self._tasks.start_soon(running.run, call)
+        return running
+
+    async def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen"
+            await self.sleep(0.002)
+
+    async def sleep(self, seconds: float) -> None:
+        if self.is_async:
+            await anyio.sleep(seconds)
+        else:
+            time.sleep(seconds)  # noqa: ASYNC251 - no loop runs here
+
+    async def acquire(self, lock: Lock, timeout: float | None = PATIENCE) -> AnyLease:
+        return await lock.acquire_async(timeout=timeout) if self.is_async else lock.acquire(timeout=timeout)
+
+    async def try_acquire(self, lock: Lock) -> AnyLease | None:
+        return await lock.try_acquire_async() if self.is_async else lock.try_acquire()
+
+    async def release(self, lease: AnyLease) -> None:
+        if isinstance(lease, AsyncLease):
+            await lease.release()
+        else:
+            lease.release()
+
+    async def extend(self, lease: AnyLease, ttl: float | None = None) -> None:
+        if isinstance(lease, AsyncLease):
+            await lease.extend(ttl)
+        else:
+            lease.extend(ttl)
+
+
+def _drive(coroutine: Coroutine[Any, Any, None]) -> None:
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("a sync test suspended")
+
+
+class Probe:
+    """What a server says of the locks of one namespace, asked on connections that are not counted."""
+
+    def __init__(self, server: RedisServer, namespace: str = "default") -> None:
+        self._server = server
+        self._namespace = namespace
+
+    def name(self, key: str, suffix: str = "") -> str:
+        """The name under which the server knows a lock."""
+        return f"distlock:{{{self._namespace}:{key}}}{suffix}"
+
+    @property
+    def clock(self) -> str:
+        return f"distlock:{self._namespace}:clock"
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        return self._server.command(*command)
+
+    def keys(self) -> set[str]:
+        """All keys of the database but the clock."""
+        return {name.decode() for name in self.ask("KEYS", "*")} - {self.clock}
+
+    def value(self, key: str) -> bytes | None:
+        value: bytes | None = self.ask("GET", self.name(key))
+        return value
+
+    def pttl(self, key: str) -> int:
+        return int(self.ask("PTTL", self.name(key)))
+
+    def queued(self, key: str) -> int:
+        """How many places are taken, tombstones included."""
+        return int(self.ask("ZCARD", self.name(key, ":q")))
+
+    def clients(self) -> list[dict[str, str]]:
+        """The connections, but for those of the probe."""
+        lines = self.ask("CLIENT", "LIST").decode().splitlines()
+        found = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
+        return [client for client in found if client["user"] != "harness"]
+
+    def subscribers(self) -> int:
+        return sum(client["sub"] != "0" for client in self.clients())
+
+    def calls(self) -> Counter[str]:
+        """How often each command was carried out, those in scripts included."""
+        lines = self.ask("INFO", "commandstats").decode().splitlines()
+        pairs = [line.removeprefix("cmdstat_").split(":calls=") for line in lines if ":calls=" in line]
+        return Counter({name: int(rest.partition(",")[0]) for name, rest in pairs})
+
+    def requests(self) -> int:
+        """How many scripts clients have run."""
+        calls = self.calls()
+        return calls["evalsha"] + calls["eval"]
+
+
+class Child:
+    """Another process that acquires one lock and does as it is told. See ``redis_child.py``."""
+
+    def __init__(self, url: str, key: str, ttl: float = 10.0, *, op_timeout: float = 5.0) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.redis_child", url, key, str(ttl), str(op_timeout)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def says(self) -> str:
+        """Its next line."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        assert line, "the child has ended"
+        return line
+
+    def do(self, order: str) -> str:
+        """What it answers to ``state`` or ``release``."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(order + "\n")
+        self._process.stdin.flush()
+        return self.says()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """A crash."""
+        self._process.kill()
+        self._process.wait()
