@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from ..base import PROVISIONAL, Claim, Wake
 from . import _flock
@@ -41,7 +42,7 @@ class Line:
     def take(self, claim_id: str) -> int | None:
         """The locked file, if it is on offer to this claim."""
         with self._changed:
-            if self._fd is None or next(iter(self._waiting), None) != claim_id:
+            if self._fd is None or self._first_is_not(claim_id):
                 return None
             fd, self._fd = self._fd, None
             del self._waiting[claim_id]
@@ -90,9 +91,11 @@ class Line:
         while self._fd is not None and self._waiting:
             first, (_, wake) = next(iter(self._waiting.items()))
             wake()
-            self._changed.wait_for(lambda first=first: next(iter(self._waiting), None) != first, PROVISIONAL)
-            if next(iter(self._waiting), None) == first:
+            if not self._changed.wait_for(partial(self._first_is_not, first), PROVISIONAL):
                 self._waiting.move_to_end(first)  # stopped or starved: the others need not wait for it
+
+    def _first_is_not(self, claim_id: str) -> bool:
+        return next(iter(self._waiting), None) != claim_id
 
     def _say_so(self) -> None:
         """The file cannot be opened: those who wait find out why by asking. The mutex is held."""
