@@ -1,0 +1,5 @@
+"""``python -m distlock``."""
+
+from .cli import main
+
+raise SystemExit(main())

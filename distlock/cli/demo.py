@@ -1,0 +1,169 @@
+"""``distlock demo``: a flash sale, first without a lock and then with one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from distlock import DistLockError, __version__, connect
+
+from ._race import Outcome, WorkerFailed, race
+
+__all__ = ("app",)
+
+INTERRUPTED = 130
+USAGE = 2
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Distributed locks. Try: distlock demo",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"distlock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: distlock demo --url redis://localhost:6379/0 --stock 100 --workers 8")
+def demo(
+    url: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it at run time, on 3.10 too
+        typer.Option(envvar="DISTLOCK_URL", help="The store of the lock; files in a temporary folder if not given."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    stock: Annotated[int, typer.Option(min=1, max=100_000, help="How many there are to sell.")] = 50,
+    workers: Annotated[int, typer.Option(min=2, max=64, help="How many processes sell them.")] = 4,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    """Sell a small stock from several processes at once: oversold without a lock, never with it."""
+    began = time.monotonic()
+    try:
+        with _store(url) as (store, address):
+            unlocked, locked = _both(store, stock, workers)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except (DistLockError, WorkerFailed, OSError) as error:
+        _fail(error, debug)
+    if as_json:
+        print(json.dumps(_report(address, unlocked, locked, time.monotonic() - began)))
+    else:
+        _show(address, unlocked, locked)
+    if locked.sold != stock or not locked.tokens_in_order:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _store(url: str | None) -> Iterator[tuple[str, str]]:
+    """A URL that works, and how to call it."""
+    with tempfile.TemporaryDirectory(prefix="distlock-demo-") as folder:
+        url = url or Path(folder).resolve().as_uri()
+        with connect(url) as locks:
+            if locks.guarantees.scope == "process":
+                print(
+                    f"{locks.address}: each worker is a process with a memory of its own, so this lock would exclude"
+                    " nobody; give --url redis://… or file:///folder",
+                    file=sys.stderr,
+                )
+                raise typer.Exit(USAGE)
+            locks.inspect("distlock-demo")  # unreachable? Better now than from each worker
+            address = locks.address
+        yield url, address
+
+
+def _both(url: str, stock: int, workers: int) -> tuple[Outcome, Outcome]:
+    with _progress(stock) as begin:
+        unlocked = race(stock=stock, workers=workers, progress=begin("without a lock"))
+        key = f"distlock-demo:{uuid.uuid4().hex}"
+        locked = race(stock=stock, workers=workers, url=url, key=key, progress=begin("with the lock"))
+    return unlocked, locked
+
+
+@contextmanager
+def _progress(stock: int) -> Iterator[Callable[[str], Callable[[int], object]]]:
+    """Bars on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TextColumn("sold")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def begin(description: str) -> Callable[[int], object]:
+            task = bars.add_task(description, total=stock)
+            return lambda sold: bars.update(task, completed=sold)
+
+        yield begin
+
+
+def _report(address: str, unlocked: Outcome, locked: Outcome, seconds: float) -> dict[str, object]:
+    return {
+        "stock": locked.stock,
+        "workers": locked.workers,
+        "url": address,
+        "unlocked": {
+            "sold": unlocked.sold,
+            "oversold": unlocked.oversold,
+            "seconds": round(unlocked.seconds, 3),
+        },
+        "locked": {
+            "sold": locked.sold,
+            "oversold": locked.oversold,
+            "handoffs_per_s": round(locked.handoffs_per_s, 1),
+            "fairness": round(locked.fairness, 3),
+            "tokens_in_order": locked.tokens_in_order,
+            "seconds": round(locked.seconds, 3),
+        },
+        "seconds": round(seconds, 3),
+    }
+
+
+def _show(address: str, unlocked: Outcome, locked: Outcome) -> None:
+    table = Table(title=f"{locked.stock} to sell, {locked.workers} processes, {address}", title_justify="left")
+    table.add_column()
+    table.add_column("without a lock", justify="right")
+    table.add_column("with the lock", justify="right")
+    table.add_row("sold", str(unlocked.sold), str(locked.sold))
+    table.add_row(
+        "oversold", _judged(unlocked.oversold, not unlocked.oversold), _judged(locked.oversold, not locked.oversold)
+    )
+    table.add_row("hand-offs per second", "–", f"{locked.handoffs_per_s:.0f}")
+    table.add_row("fairness (Jain, 1 is even)", f"{unlocked.fairness:.2f}", f"{locked.fairness:.2f}")
+    table.add_row("tokens in order", "–", _judged("yes" if locked.tokens_in_order else "no", locked.tokens_in_order))
+    table.add_row("seconds", f"{unlocked.seconds:.2f}", f"{locked.seconds:.2f}")
+    Console().print(table)
+
+
+def _judged(value: object, good: bool) -> str:
+    return f"[{'green' if good else 'bold red'}]{value}[/]"
+
+
+def _fail(error: Exception, debug: bool) -> NoReturn:
+    """One line, unless more is wanted."""
+    if debug:
+        trace = error.traceback if isinstance(error, WorkerFailed) else ""
+        print(trace or "".join(traceback.format_exception(error)), end="", file=sys.stderr)
+    print(f"distlock: {' '.join(str(error).split())}", file=sys.stderr)
+    raise typer.Exit(1) from None
