@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..base import Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
 from ._connect import AsyncConnection, Server, mapped
+from ._pool import Reply, released
 from ._scripts import ACQUIRE, INSPECT, RELEASE, RENEW, Script
 from ._values import NO_INBOX, inspection, renewals
 
@@ -39,7 +40,7 @@ class AsyncRedisBackend:
         except BaseException:
             self._sync.inbox.forget_unwatched(claim.id)
             raise
-        return self._sync.answered(claim, asked_at, reply)
+        return self._sync.answered(claim, asked_at, reply.value)
 
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
         inbox = self._sync.inbox
@@ -54,15 +55,17 @@ class AsyncRedisBackend:
         await self._pool.run(RELEASE, frame, deadline, claim.key)
 
     async def release(self, grant: Grant, deadline: float) -> bool:
-        return bool(await self._pool.run(RELEASE, self._sync.leaving(grant.claim), deadline, grant.claim.key))
+        return released(await self._pool.run(RELEASE, self._sync.leaving(grant.claim), deadline, grant.claim.key))
 
     async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at = now()
         frame = self._sync.renewing([(grant.claim, ttl)])
-        return renewals([ttl], asked_at, await self._pool.run(RENEW, frame, deadline, grant.claim.key))[0]
+        reply = await self._pool.run(RENEW, frame, deadline, grant.claim.key)
+        return renewals([ttl], asked_at, reply.value)[0]
 
     async def inspect(self, key: str, deadline: float) -> Inspection:
-        return inspection(key, await self._pool.run(INSPECT, self._sync.inspecting(key), deadline, key))
+        reply = await self._pool.run(INSPECT, self._sync.inspecting(key), deadline, key)
+        return inspection(key, reply.value)
 
     async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]:
         return await run_sync(lambda: tuple(self._sync.list(prefix, deadline)), limiter=self._connecting)
@@ -81,25 +84,25 @@ class AsyncPool:
         self._guard: AsyncGenerator[None, None] | None = None
         self._closed = False
 
-    async def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Any:
+    async def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Reply:
         """The reply of ``script``, which the server may have forgotten."""
         try:
             return await self._send(frame, deadline, key)
         except NoScriptError:
             return await self._send(script.whole(frame), deadline, key)
 
-    async def _send(self, frame: bytes, deadline: float, key: str | None) -> Any:
+    async def _send(self, frame: bytes, deadline: float, key: str | None) -> Reply:
         if self._idle:
             try:
-                return await self._exchange(self._idle.pop(), frame, deadline)
+                return Reply(await self._exchange(self._idle.pop(), frame, deadline), again=False)
             except NoScriptError:
                 raise
             except (ResponseError, TimeoutError) as error:
                 raise mapped(error, self._server.address, key=key) from error
             except (RedisError, OSError):
                 await self._clear()  # it died while it lay idle, and its siblings are as old
-            return await self._send_fresh(frame, deadline, key, tried=True)
-        return await self._send_fresh(frame, deadline, key, tried=False)
+            return Reply(await self._send_fresh(frame, deadline, key, tried=True), again=True)
+        return Reply(await self._send_fresh(frame, deadline, key, tried=False), again=False)
 
     async def _send_fresh(self, frame: bytes, deadline: float, key: str | None, *, tried: bool) -> Any:
         if self._guard is None:

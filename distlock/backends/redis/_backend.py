@@ -24,7 +24,7 @@ from ..base import (
 from ._aio import AsyncRedisBackend
 from ._connect import Server
 from ._inbox import Inbox
-from ._pool import Pool
+from ._pool import Pool, released
 from ._scripts import (
     ACQUIRE,
     INSPECT,
@@ -91,7 +91,7 @@ class RedisBackend(SyncBackend):
         except BaseException:
             self.inbox.forget_unwatched(claim.id)
             raise
-        return self.answered(claim, asked_at, reply)
+        return self.answered(claim, asked_at, reply.value)
 
     def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
         return self.inbox.watch(busy, wake, deadline)
@@ -101,12 +101,12 @@ class RedisBackend(SyncBackend):
         self._pool.run(RELEASE, self.leaving(claim, queued=True, in_flight=in_flight), deadline, claim.key)
 
     def release(self, grant: Grant, deadline: float) -> bool:
-        return bool(self._pool.run(RELEASE, self.leaving(grant.claim), deadline, grant.claim.key))
+        return released(self._pool.run(RELEASE, self.leaving(grant.claim), deadline, grant.claim.key))
 
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at = now()
         reply = self._pool.run(RENEW, self.renewing([(grant.claim, ttl)]), deadline, grant.claim.key)
-        return renewals([ttl], asked_at, reply)[0]
+        return renewals([ttl], asked_at, reply.value)[0]
 
     def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
         results: list[Renewal] = []
@@ -114,18 +114,18 @@ class RedisBackend(SyncBackend):
             claims = [grant.claim for grant in grants[start : start + BATCH]]
             asked_at = now()
             reply = self._pool.run(RENEW, self.renewing([(claim, claim.ttl) for claim in claims]), deadline)
-            results += renewals([claim.ttl for claim in claims], asked_at, reply)
+            results += renewals([claim.ttl for claim in claims], asked_at, reply.value)
         return results
 
     def inspect(self, key: str, deadline: float) -> Inspection:
         reply = self._pool.run(INSPECT, self.inspecting(key), deadline, key)
-        return inspection(key, reply)
+        return inspection(key, reply.value)
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         cursor = b"0"
         seen: set[str] = set()
         while True:
-            cursor, names = self._pool.send(self.scanning(cursor, prefix), deadline)
+            cursor, names = self._pool.send(self.scanning(cursor, prefix), deadline).value
             for key in self.keys_in(names):
                 if key not in seen and key.startswith(prefix):
                     seen.add(key)
@@ -201,5 +201,7 @@ class RedisBackend(SyncBackend):
         keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
         args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
         frame = REFRESH.head(1 + 3 * len(waiting), keys, 1 + len(args)) + bulks((inbox, *args))
-        reply = self._pool.run(REFRESH, frame, now() + self.op_timeout)
-        return {key: (pttl, [one.decode() for one in ids]) for key, (pttl, *ids) in zip(waiting, reply, strict=True)}
+        reply = self._pool.run(REFRESH, frame, now() + self.op_timeout).value
+        return {
+            key: (pttl, [one.decode() for one in ids]) for key, (pttl, *ids) in zip(waiting, reply.value, strict=True)
+        }

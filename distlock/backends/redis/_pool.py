@@ -7,7 +7,7 @@ a fresh one, which is safe because every request may be repeated.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import Connection
 from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError as RedisTimeoutError
@@ -16,9 +16,22 @@ from ..base import BackendUnavailable, now
 from ._connect import Server, mapped
 from ._scripts import Script
 
-__all__ = ("Pool",)
+__all__ = ("Pool", "Reply", "released")
 
 MOST_IDLE = 16
+
+
+class Reply(NamedTuple):
+    """What the server said."""
+
+    value: Any
+    again: bool
+    """The request was sent twice, so the first one may have been carried out already."""
+
+
+def released(reply: Reply) -> bool:
+    """What ``release.lua`` said. Nothing to release at a second try: the first one has done it."""
+    return bool(reply.value) or reply.again
 
 
 class Pool:
@@ -30,22 +43,22 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._closed = False
 
-    def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Any:
+    def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Reply:
         """The reply of ``script``, which the server may have forgotten."""
         try:
             return self.send(frame, deadline, key)
         except NoScriptError:
             return self.send(script.whole(frame), deadline, key)
 
-    def send(self, frame: bytes, deadline: float, key: str | None = None) -> Any:
+    def send(self, frame: bytes, deadline: float, key: str | None = None) -> Reply:
         """The reply to one request; errors are ours, but for NoScriptError."""
         left = deadline - now()
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._send_fresh(frame, left, key)
+            return Reply(self._send_fresh(frame, left, key), again=False)
         try:
-            return self._exchange(connection, frame, left)
+            return Reply(self._exchange(connection, frame, left), again=False)
         except NoScriptError:
             raise
         except (ResponseError, RedisTimeoutError) as error:
@@ -54,7 +67,7 @@ class Pool:
             pass
         self.clear()  # its siblings are as old
         try:
-            return self._send_fresh(frame, deadline - now(), key)
+            return Reply(self._send_fresh(frame, deadline - now(), key), again=True)
         except BackendUnavailable as error:
             error.sent = True  # the first try may have got through
             raise
