@@ -42,6 +42,10 @@ async def acquire(line: Line, claim: Claim, deadline: float) -> Grant | Busy:
         if isinstance(outcome, Grant) or not claim.wait:
             return outcome
         return await _wait(line, asker, outcome, deadline)
+    except BackendUnavailable:
+        if asker.reached:
+            line.give_up(claim)  # it does not answer now: that is not waited for on the caller's time
+        raise
     except BaseException:
         if asker.reached:
             await withdraw(line, claim, in_flight=asker.in_flight)

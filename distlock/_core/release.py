@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .._clock import now
-from .._errors import LockLost, NotHeld
+from .._errors import BackendUnavailable, LockLost, NotHeld
 from .._types import LeaseState
 from .acquire import Line
 from .hold import GONE, Hold
@@ -59,8 +59,16 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
     try:
         with line.runtime.shield(deadline):
             ours = await line.backend.release(hold.grant, deadline)
-    except BaseException:
-        line.give_up(hold.grant.claim)
+    except BaseException as error:
+        claim = hold.grant.claim
+        line.give_up(claim)
+        if isinstance(error, TimeoutError):  # the shield's, a moment before the backend's own
+            raise BackendUnavailable(
+                f"the release of {claim.key!r} was not answered in time; it goes on in the background [{line.address}]",
+                key=claim.key,
+                backend=line.address,
+                sent=True,
+            ) from error
         raise
     # Gone at a second try: the first one, whose reply was lost, has done it.
     if ours or retried:
