@@ -201,7 +201,7 @@ class RedisBackend(SyncBackend):
         keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
         args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
         frame = REFRESH.head(1 + 3 * len(waiting), keys, 1 + len(args)) + bulks((inbox, *args))
-        reply = self._pool.run(REFRESH, frame, now() + self.op_timeout).value
+        reply = self._pool.run(REFRESH, frame, now() + self.op_timeout)
         return {
             key: (pttl, [one.decode() for one in ids]) for key, (pttl, *ids) in zip(waiting, reply.value, strict=True)
         }
