@@ -189,8 +189,14 @@ class Inbox:
             while alive and not self._closed:
                 try:
                     self._listen(bell[0])
-                except (RedisError, OSError) as error:
-                    log.info("the connection that brings wake-ups broke: %s", error)
+                except Exception as error:  # noqa: BLE001 - whatever it is, who waits must not be left alone
+                    expected = isinstance(error, (RedisError, OSError))
+                    log.log(
+                        logging.INFO if expected else logging.ERROR,
+                        "the connection that brings wake-ups broke: %s",
+                        error,
+                        exc_info=not expected,
+                    )
                     alive = self._closed or self._reconnect(bell[0])
         finally:
             self._listening = False
