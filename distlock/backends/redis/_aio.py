@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.to_thread import run_sync
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
 
 from ..base import Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
 from ._connect import AsyncConnection, Server, mapped
@@ -97,7 +97,7 @@ class AsyncPool:
                 return Reply(await self._exchange(self._idle.pop(), frame, deadline), again=False)
             except NoScriptError:
                 raise
-            except (ResponseError, TimeoutError) as error:
+            except (ResponseError, TimeoutError, BusyLoadingError) as error:
                 raise mapped(error, self._server.address, key=key) from error
             except (RedisError, OSError):
                 await self._clear()  # it died while it lay idle, and its siblings are as old

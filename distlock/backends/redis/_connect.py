@@ -138,25 +138,25 @@ def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool
     """A driver's or a socket's exception as one of ours, with what to do about it."""
     text = str(error)
 
-    def unavailable(what: str) -> BackendUnavailable:
+    def unavailable(what: str, sent: bool = sent) -> BackendUnavailable:
         return BackendUnavailable(f"{what} [{address}]", key=key, backend=address, sent=sent)
 
     def refused(what: str) -> BackendError:
         return BackendError(f"{what} [{address}]", key=key, backend=address)
 
     if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError)) or (
-        text.startswith(("NOAUTH", "WRONGPASS"))
+        text.startswith(("NOAUTH", "WRONGPASS")) or "unauthenticated" in text
     ):
         return refused(f"the server refused the user or the password; check them: {text}")
-    if isinstance(error, exceptions.NoPermissionError):
+    if isinstance(error, exceptions.NoPermissionError) or "user executing the script" in text:
         return refused(
-            "the user may not do this; its ACL needs +@scripting +@read +@write +@pubsub +@connection"
+            "the user may not do this; its ACL needs +@scripting +@read +@write +@pubsub +@connection +time"
             f" on ~distlock:* &distlock:*: {text}"
         )
     if isinstance(error, exceptions.BusyLoadingError):
-        return unavailable("the server is still loading its data; try again")
+        return unavailable("the server is still loading its data; try again", sent=False)
     if isinstance(error, exceptions.ReadOnlyError) or "READONLY" in text:
-        return unavailable("the server is a read-only replica; connect to the primary")
+        return unavailable("the server is a read-only replica; connect to the primary", sent=False)
     if isinstance(error, exceptions.OutOfMemoryError) or "OOM command" in text:
         return refused("the server is out of memory; raise maxmemory, and use maxmemory-policy noeviction for locks")
     if "WRONGTYPE" in text:
@@ -169,5 +169,7 @@ def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool
 
 
 def _plain(error: Exception) -> str:
-    """Its text, unless that could repeat the URL."""
-    return type(error).__name__ if "://" in str(error) or "@" in str(error) else str(error)
+    """What it says, but for what could repeat a part of the URL."""
+    if "ort" in str(error):  # "Port could not be cast to integer value as '…'": what stands there may be a password's
+        return "its port is no number; in a password, write / ? # @ and : as %2F %3F %23 %40 and %3A"
+    return str(error) if str(error).startswith("Invalid value for") else type(error).__name__

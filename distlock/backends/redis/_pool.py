@@ -10,7 +10,13 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from redis import Connection
-from redis.exceptions import NoScriptError, RedisError, ResponseError, TimeoutError as RedisTimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TimeoutError as RedisTimeoutError,
+)
 
 from ..base import BackendUnavailable, now
 from ._connect import Server, mapped
@@ -61,7 +67,7 @@ class Pool:
             return Reply(self._exchange(connection, frame, left), again=False)
         except NoScriptError:
             raise
-        except (ResponseError, RedisTimeoutError) as error:
+        except (ResponseError, RedisTimeoutError, BusyLoadingError) as error:
             raise mapped(error, self._server.address, key=key) from error
         except (RedisError, OSError):
             pass
