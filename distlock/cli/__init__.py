@@ -1,23 +1,25 @@
-"""The command ``distlock``."""
+"""The command ``distlock``. Typer and rich are imported when it runs, not before: the demo's workers live here too."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 __all__ = ("main",)
 
+INTERRUPTED = 130
+"""What a shell reports of a program that Ctrl-C ended: 128 + SIGINT."""
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status."""
+
+def main() -> None:
+    """Runs the command line and exits."""
     try:
-        from ._app import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("distlock"):
-            raise
-        print(
-            f"distlock: {error.name} is not installed; the command needs: pip install 'pydistlock[cli]'",
-            file=sys.stderr,
-        )
-        return 1
-    return run(sys.argv[1:] if argv is None else list(argv))
+        try:
+            from .demo import app
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("distlock"):
+                raise
+            print(f"distlock: {error.name} is not installed; run: pip install 'pydistlock[cli]'", file=sys.stderr)
+            sys.exit(1)
+        app(prog_name="distlock")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

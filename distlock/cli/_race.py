@@ -19,7 +19,7 @@ from typing import TypeAlias
 from . import _worker
 from ._worker import READY, Sale, Shop
 
-__all__ = ("Outcome", "WorkerFailed", "race")
+__all__ = ("Outcome", "WorkerFailed", "race", "temporary_folder")
 
 Worker: TypeAlias = "subprocess.Popen[str]"
 
@@ -82,26 +82,40 @@ class Outcome:
 
 
 def race(
-    *, stock: int, workers: int, url: str = "", key: str = "", progress: Callable[[int], object] = lambda sold: None
+    folder: Path, stock: int, workers: int, progress: Callable[[int], object], *, url: str = "", key: str = ""
 ) -> Outcome:
-    """Sells ``stock``; without a lock if there is no ``url``. ``progress`` is told how many are sold."""
-    with tempfile.TemporaryDirectory(prefix="distlock-demo-") as name:
-        shop = Shop(Path(name))
-        shop.open(stock)
-        orders = [{"folder": name, "url": url, "key": key, "worker": str(number)} for number in range(workers)]
-        with _started(orders) as team:
-            for worker in team:
-                _expect(worker, READY)
-            start = time.monotonic() + HEAD_START
-            for worker in team:
-                _tell(worker, f"{start!r}")
-            while any(worker.poll() is None for worker in team):
-                progress(shop.sold())
-                _check(team)
-                time.sleep(TICK)
+    """Sells ``stock`` in ``folder``; without a lock if there is no ``url``. ``progress`` is told how many are sold."""
+    folder.mkdir()
+    shop = Shop(folder)
+    shop.open(stock)
+    orders = [{"folder": str(folder), "url": url, "key": key, "worker": str(number)} for number in range(workers)]
+    with _started(orders) as team:
+        for worker in team:
+            _expect(worker, READY)
+        start = time.monotonic() + HEAD_START
+        for worker in team:
+            _tell(worker, f"{start!r}")
+        while any(worker.poll() is None for worker in team):
+            progress(shop.sold())
             _check(team)
-        progress(shop.sold())
-        return Outcome(stock, workers, start, shop.sales())
+            time.sleep(TICK)
+        _check(team)
+    progress(shop.sold())
+    return Outcome(stock, workers, start, shop.sales())
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Gone afterwards, whenever Ctrl-C comes."""
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    try:
+        with _uninterrupted():
+            folder = tempfile.TemporaryDirectory(prefix="distlock-demo-")
+        yield Path(folder.name).resolve()
+    finally:
+        with _uninterrupted():
+            if folder is not None:
+                folder.cleanup()
 
 
 @contextmanager
@@ -109,7 +123,8 @@ def _started(orders: Sequence[dict[str, str]]) -> Iterator[list[Worker]]:
     team: list[Worker] = []
     try:
         for order in orders:
-            team.append(_start())
+            with _uninterrupted():
+                team.append(_start())
             _tell(team[-1], json.dumps(order))
         yield team
     finally:
@@ -118,7 +133,7 @@ def _started(orders: Sequence[dict[str, str]]) -> Iterator[list[Worker]]:
 
 
 def _start() -> Worker:
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - this very package
         [sys.executable, "-m", _worker.__name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -176,12 +191,12 @@ def _end(team: Sequence[Worker]) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C does not stop the clean-up, which is short."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C takes effect at the end: no process is started or ended by halves."""
+    pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.set())
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if pressed.is_set():
+        raise KeyboardInterrupt

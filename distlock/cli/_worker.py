@@ -1,67 +1,104 @@
-"""One process of the demo: sells items one by one until the stock says that there are none."""
+"""One worker of the demo, a process of its own: it sells until the stock is gone.
+
+Its stdin gives the order (a line of JSON), then the moment to start (a line), then nothing; the end of stdin means
+stop, also when it ends because the demo was killed. Its stdout says ``ready``, and in the end what went wrong, if
+anything did. The order is not on the command line: a URL may hold a password, and everyone sees command lines.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import threading
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
-import distlock
+from distlock import DistLockError, connect
 
-THINKING = 0.002
-"""Seconds between looking and selling: what makes a race of it."""
+__all__ = ("READY", "Sale", "Shop", "main")
+
+READY = "ready"
+THINK = 0.002
+"""Seconds between looking at the stock and taking from it: a slow database, a payment."""
+NEXT_CUSTOMER = 0.0005
+"""Seconds between two sales of a worker."""
+TTL = 10.0
+
+stopped = threading.Event()
+
+
+class Sale(NamedTuple):
+    """A line of the ledger."""
+
+    worker: int
+    token: int
+    at: float
+    """On the monotonic clock, which all processes of a machine share."""
+
+
+class Shop:
+    """The stock and the ledger, each a plain file. Selling is check-then-act: nothing here excludes anyone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stock = folder / "stock"
+        self._ledger = folder / "ledger"
+
+    def open(self, stock: int) -> None:
+        """Fills the shelves."""
+        self._stock.write_bytes(b"%12d" % stock)
+        self._ledger.touch()
+
+    def sell(self, worker: int, token: int) -> bool:
+        """False: nothing left."""
+        left = int(self._stock.read_bytes())
+        if left <= 0:
+            return False
+        time.sleep(THINK)
+        with open(self._stock, "r+b", buffering=0) as file:  # not truncated, so never seen empty
+            file.write(b"%12d" % (left - 1))
+        with open(self._ledger, "ab", buffering=0) as file:
+            file.write(b"%d %d %.6f\n" % (worker, token, time.monotonic()))
+        return True
+
+    def sold(self) -> int:
+        """How many so far."""
+        return self._ledger.read_bytes().count(b"\n")
+
+    def sales(self) -> list[Sale]:
+        """As they were written, in that order."""
+        lines = (line.split() for line in self._ledger.read_text().splitlines())
+        return [Sale(int(worker), int(token), float(at)) for worker, token, at in lines]
 
 
 def main() -> int:
-    """Speaks lines with the demo: a task in, "ready" out, "go" in, then "sold" for each item, or an error."""
+    """Sells. The exit status is 1 if anything went wrong."""
+    order = json.loads(sys.stdin.readline() or "null")
+    if order is None:  # Ctrl-C came first
+        return 0
     try:
-        task = json.loads(sys.stdin.readline())
-        with ExitStack() as stack:
-            lock: distlock.Lock | None = None
-            if task["url"] is not None:
-                lock = stack.enter_context(distlock.connect(task["url"])).lock(task["key"], ttl=10)
-            _say("ready")
-            if not sys.stdin.readline():
-                return 1
-            while _sell(task, lock if lock is not None else nullcontext()):
-                _say("sold")
-                time.sleep(0)  # the next customer
-    except distlock.DistLockError as error:
-        _say(str(error))
+        with _seller(order) as sell:
+            _say(READY)
+            start = sys.stdin.readline()
+            if start:  # else the demo has ended already
+                threading.Thread(target=_listen, daemon=True).start()
+                time.sleep(max(0.0, float(start) - time.monotonic()))
+                while not stopped.is_set() and sell():
+                    time.sleep(NEXT_CUSTOMER)
+    except Exception as error:  # noqa: BLE001 - the demo says what it was
+        shown = str(error) if isinstance(error, DistLockError) else f"{type(error).__name__}: {error}"
+        _say(json.dumps({"error": shown, "traceback": traceback.format_exc()}))
         return 1
-    except (KeyboardInterrupt, BrokenPipeError):
-        os._exit(1)
     return 0
-
-
-def _sell(task: dict[str, Any], lock: AbstractContextManager[Any]) -> bool:
-    with lock as lease:
-        with open(task["stock"]) as file:
-            left = int(file.read())
-        if left <= 0:
-            return False
-        time.sleep(THINKING)
-        with open(task["stock"], "r+") as file:  # never empty for a moment: without a lock, others read meanwhile
-            file.write(f"{left - 1:08d}")
-        with open(task["ledger"], "a") as file:
-            file.write(f"{task['number']} {lease.token if lease is not None else 0}\n")
-        return True
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
 
 
 @contextmanager
 def _seller(order: dict[str, str]) -> Iterator[Callable[[], bool]]:
-    """One sale, with the lock if the order names one."""
+    """One sale, under the lock if the order names a store."""
     shop, worker = Shop(Path(order["folder"])), int(order["worker"])
     if not order["url"]:
         yield lambda: shop.sell(worker, 0)
@@ -77,14 +114,8 @@ def _seller(order: dict[str, str]) -> Iterator[Callable[[], bool]]:
         yield sell
 
 
-def _sell_out(sell: Callable[[], bool]) -> None:
-    threading.Thread(target=_listen, daemon=True).start()
-    while not stopped.is_set() and sell():
-        time.sleep(NEXT_CUSTOMER)
-
-
 def _listen() -> None:
-    os.read(0, 1)  # not sys.stdin: its lock must be free when the process ends
+    os.read(0, 1)  # not sys.stdin: Python needs that one's lock to end
     stopped.set()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 import traceback
 import uuid
@@ -20,11 +19,11 @@ from rich.table import Table
 
 from distlock import DistLockError, __version__, connect
 
-from ._race import Outcome, WorkerFailed, race
+from . import INTERRUPTED
+from ._race import Outcome, WorkerFailed, race, temporary_folder
 
 __all__ = ("app",)
 
-INTERRUPTED = 130
 USAGE = 2
 
 app = typer.Typer(
@@ -64,8 +63,10 @@ def demo(
     """Sell a small stock from several processes at once: oversold without a lock, never with it."""
     began = time.monotonic()
     try:
-        with _store(url) as (store, address):
-            unlocked, locked = _both(store, stock, workers)
+        with temporary_folder() as folder:
+            url = url or (folder / "locks").as_uri()
+            address = _usable(url)
+            unlocked, locked = _both(folder, url, stock, workers)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except (DistLockError, WorkerFailed, OSError) as error:
@@ -78,29 +79,25 @@ def demo(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _store(url: str | None) -> Iterator[tuple[str, str]]:
-    """A URL that works, and how to call it."""
-    with tempfile.TemporaryDirectory(prefix="distlock-demo-") as folder:
-        url = url or Path(folder).resolve().as_uri()
-        with connect(url) as locks:
-            if locks.guarantees.scope == "process":
-                print(
-                    f"{locks.address}: each worker is a process with a memory of its own, so this lock would exclude"
-                    " nobody; give --url redis://… or file:///folder",
-                    file=sys.stderr,
-                )
-                raise typer.Exit(USAGE)
-            locks.inspect("distlock-demo")  # unreachable? Better now than from each worker
-            address = locks.address
-        yield url, address
+def _usable(url: str) -> str:
+    """How to call the store without secrets, if processes can share it and it can be reached."""
+    with connect(url) as locks:
+        if locks.guarantees.scope == "process":
+            print(
+                f"distlock: {locks.address} would exclude nobody here: each worker is a process, with a memory of its"
+                " own; give --url redis://… or file:///folder",
+                file=sys.stderr,
+            )
+            raise typer.Exit(USAGE)
+        locks.inspect("distlock-demo")  # better now than from each worker
+        return locks.address
 
 
-def _both(url: str, stock: int, workers: int) -> tuple[Outcome, Outcome]:
+def _both(folder: Path, url: str, stock: int, workers: int) -> tuple[Outcome, Outcome]:
+    key = f"distlock-demo:{uuid.uuid4().hex}"
     with _progress(stock) as begin:
-        unlocked = race(stock=stock, workers=workers, progress=begin("without a lock"))
-        key = f"distlock-demo:{uuid.uuid4().hex}"
-        locked = race(stock=stock, workers=workers, url=url, key=key, progress=begin("with the lock"))
+        unlocked = race(folder / "unlocked", stock, workers, begin("without a lock"))
+        locked = race(folder / "locked", stock, workers, begin("with the lock"), url=url, key=key)
     return unlocked, locked
 
 
