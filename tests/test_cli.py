@@ -64,7 +64,6 @@ def test_the_lock_sells_what_is_there_and_no_lock_sells_more(env):
     report = json.loads(done.stdout)
     check_report(report, 20, 4)
     assert report["url"].startswith("file:///")
-    assert report["locked"]["handoffs_per_s"] > 0
     assert left_behind(env) == []
 
 
@@ -80,6 +79,7 @@ def test_on_redis_nothing_is_left_in_the_store(env, redis_url):
     check_report(json.loads(done.stdout), 20, 4)
     with distlock.connect(redis_url) as locks:
         assert json.loads(done.stdout)["url"] == locks.address
+        assert json.loads(done.stdout)["locked"]["handoffs_per_s"] > 0  # it is fair
         assert [found.key for found in locks.list("distlock-demo")] == []
 
 
