@@ -15,6 +15,9 @@ __all__ = ("Line", "acquire", "timed_out", "withdraw")
 RECHECK = 30.0
 """A wake-up is a push, and pushes get lost. Backends see to that; this is the bound for one that does not."""
 
+FAIR = 0.25
+"""Seconds that the first request gets even if the caller's timeout is shorter: less would say nothing of the store."""
+
 CALM = 0.005
 """Seconds between two checks when the first was for nothing: a flood of wake-ups is no spin."""
 
@@ -42,17 +45,27 @@ async def acquire(line: Line, claim: Claim, deadline: float) -> Grant | Busy:
         if isinstance(outcome, Grant) or not claim.wait:
             return outcome
         return await _wait(line, asker, outcome, deadline)
-    except BackendUnavailable:
-        if asker.reached:
-            line.give_up(claim)  # it does not answer now: that is not waited for on the caller's time
-        raise
-    except BaseException:
-        if asker.reached:
+    except BaseException as error:
+        if isinstance(error, BackendUnavailable) or isinstance(error.__cause__, BackendUnavailable):
+            if asker.reached:
+                line.give_up(claim)  # it does not answer now: that is not waited for on the caller's time
+        elif asker.reached:
             await withdraw(line, claim, in_flight=asker.in_flight)
         raise
 
 
 async def _wait(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant:
+    started = now()
+    try:
+        return await _grant(line, asker, busy, deadline)
+    except BackendUnavailable as error:
+        if now() < deadline:
+            raise
+        # It had answered; that it did not in what was left of the caller's time is no outage.
+        raise timed_out(asker.busy or busy, now() - started, line.address) from error
+
+
+async def _grant(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant:
     started = now()
     signal = line.runtime.signal()
     subscription = await line.backend.watch(busy, signal.set, min(deadline, now() + line.op_timeout))
@@ -90,13 +103,13 @@ class _Asker:
         self._line = line
         self._claim = claim
         self._deadline = deadline
-        self._answered = False
+        self.busy: Busy | None = None
         self.in_flight = False
 
     @property
     def reached(self) -> bool:
         """True unless the store certainly knows nothing of the claim."""
-        return self._answered or self.in_flight
+        return self.busy is not None or self.in_flight
 
     async def ask(self) -> Grant | Busy:
         """One answer.
@@ -119,8 +132,10 @@ class _Asker:
     async def _once(self) -> Grant | Busy:
         unknown_before = self.in_flight
         limit = now() + self._line.op_timeout
-        if self._claim.wait:  # else it is the one attempt of timeout=0, which gets its whole time
+        if self.busy is not None:
             limit = min(limit, self._deadline)
+        elif self._claim.wait:  # else it is the one attempt of timeout=0, which gets its whole time
+            limit = min(limit, max(self._deadline, now() + FAIR))
         self.in_flight = True
         try:
             outcome = await self._line.backend.acquire(self._claim, limit)
@@ -128,7 +143,8 @@ class _Asker:
             self.in_flight = unknown_before or getattr(error, "sent", False)
             raise
         self.in_flight = False
-        self._answered = True
+        if isinstance(outcome, Busy):
+            self.busy = outcome
         return outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,7 +106,7 @@ class TokenClock:
             return 0
         agreed = self._folder / f".clock-{boot}"
         if not agreed.exists():
-            mine = self._folder / f".clock-{boot}.{os.getpid()}"
+            mine = self._folder / f".clock-{boot}.{secrets.token_hex(4)}"
             mine.write_text(str(int((time.time() - now()) * 1e6)))
             with contextlib.suppress(FileExistsError):  # someone else was first: theirs counts
                 os.link(mine, agreed)

@@ -46,5 +46,9 @@ if value then
 end
 if late > 0 then
   enqueue(id, late, '1 ' .. digits(math.floor(micros() / 1000) + late) .. ' ' .. late .. ' - - {}')
+  if redis.call('ZCARD', QUEUE) == 1 then
+    redis.call('PEXPIRE', QUEUE, late)
+    redis.call('PEXPIRE', WAITERS, late)
+  end
 end
 return held

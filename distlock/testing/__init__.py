@@ -1,0 +1,18 @@
+"""What proves a backend: one suite, in sync code, asyncio and trio. Needs pytest (``pydistlock[testing]``).
+
+::
+
+    import distlock.testing
+    import pytest
+
+    class TestMine(distlock.testing.Conformance):
+        @pytest.fixture
+        def store(self):
+            return distlock.testing.Store(connect=lambda: distlock.connect(MyBackend()), lose=my_store.delete)
+"""
+
+from .colours import COLOURS, Task, World, case
+from .conformance import Conformance
+from .faults import Store, redis_store
+
+__all__ = ("COLOURS", "Conformance", "Store", "Task", "World", "case", "redis_store")

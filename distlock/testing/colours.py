@@ -1,0 +1,197 @@
+"""One test body for sync code, asyncio and trio."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from types import TracebackType
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+from anyio.to_thread import run_sync
+
+from .. import AsyncLease, Lease, Lock, Manager
+from .._core.drive import drive
+from .faults import Store
+
+__all__ = ("COLOURS", "PATIENCE", "Task", "World", "case")
+
+COLOURS = ("sync", "asyncio", "trio")
+
+PATIENCE = 30.0
+"""Seconds after which something is taken not to happen any more. A bound, never a measure."""
+
+AnyLease = Lease | AsyncLease
+
+
+def case(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A method of the suite, an async function, as one pytest test a colour."""
+
+    def run(self: Any, store: Store, colour: str) -> None:
+        with World(store, colour) as world:
+            world.run(lambda: test(self, world))
+
+    functools.update_wrapper(run, test)
+    del run.__dict__["__wrapped__"]
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "store", "colour")
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return pytest.mark.parametrize("colour", COLOURS)(run)
+
+
+class Task:
+    """A call that goes on beside the test, in a thread or a task of its own."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._done = threading.Event()
+        self._scope = anyio.CancelScope() if world.is_async else None
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """It has ended, one way or the other."""
+        return self._done.is_set()
+
+    async def result(self) -> Any:
+        """What it returned, or raised."""
+        await self._world.until(self._done.is_set)
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    async def cancel(self) -> None:
+        """Cancels it and waits for its end. Threads cannot be cancelled."""
+        assert self._scope is not None
+        self._scope.cancel()
+        await self._world.until(self._done.is_set)
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> None:
+        """What the thread or the task does."""
+        try:
+            with self._scope or nullcontext():
+                self._value = await call()
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+            self._error = error
+        finally:
+            self._done.set()
+
+
+class World:
+    """Locks of one store as one colour sees them."""
+
+    def __init__(self, store: Store, colour: str) -> None:
+        self.store = store
+        self.colour = colour
+        self.is_async = colour != "sync"
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._exits = ExitStack()
+        self.locks = self.connect()
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+
+    def connect(self) -> Manager:
+        """One more client of the store, closed after the test."""
+        manager = self.store.connect()
+        self._exits.callback(manager.close)
+        return manager
+
+    def run(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """The test, to its end."""
+        if not self.is_async:
+            drive(body())
+            return
+
+        async def main() -> None:
+            async with anyio.create_task_group() as self._tasks:
+                await body()
+                self._tasks.cancel_scope.cancel()
+
+        try:
+            anyio.run(main, backend=self.colour)
+        except BaseException as error:
+            inner = getattr(error, "exceptions", ())
+            if len(inner) == 1:  # what the test raised, not the group that it came in
+                raise inner[0] from None
+            raise
+
+    def start(self, call: Callable[[], Awaitable[Any]]) -> Task:
+        """Runs ``call`` beside the test."""
+        task = Task(self)
+        if self._tasks is not None:
+            self._tasks.start_soon(task.run, call)
+        else:
+            threading.Thread(target=lambda: drive(task.run(call)), daemon=True).start()  # type: ignore[arg-type]
+        return task
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Until it holds. The condition may ask a server: it runs where it blocks nobody."""
+        deadline = time.monotonic() + PATIENCE
+        while not (await self.aside(condition)):
+            assert time.monotonic() < deadline, "it did not happen"
+            await self.sleep(0.003)
+
+    async def sleep(self, seconds: float) -> None:
+        """For a ttl to pass, where nothing else tells."""
+        if self.is_async:
+            await anyio.sleep(seconds)
+        else:
+            time.sleep(seconds)  # noqa: ASYNC251 - no event loop in this colour
+
+    async def aside(self, call: Callable[[], Any]) -> Any:
+        """A blocking call, off the event loop."""
+        return await run_sync(call) if self.is_async else call()
+
+    # Locks, in this colour.
+
+    async def acquire(self, lock: Lock, **timeout: Any) -> Any:
+        return await lock.acquire_async(**timeout) if self.is_async else lock.acquire(**timeout)
+
+    async def try_acquire(self, lock: Lock) -> Any:
+        return await lock.try_acquire_async() if self.is_async else lock.try_acquire()
+
+    async def release(self, lease: AnyLease) -> None:
+        await self._either(lease.release())
+
+    async def extend(self, lease: AnyLease, ttl: float | None = None) -> None:
+        await self._either(lease.extend(ttl))
+
+    async def inspect(self, key: str, manager: Manager | None = None) -> Any:
+        manager = manager or self.locks
+        return await manager.inspect_async(key) if self.is_async else manager.inspect(key)
+
+    async def list(self, prefix: str = "") -> Any:
+        return await self.locks.list_async(prefix) if self.is_async else self.locks.list(prefix)
+
+    @asynccontextmanager
+    async def block(self, lock: Lock | AnyLease) -> AsyncIterator[Any]:
+        """``with`` or ``async with``."""
+        if self.is_async:
+            async with lock as lease:  # type: ignore[union-attr]
+                yield lease
+        else:
+            with lock as lease:  # type: ignore[union-attr]
+                yield lease
+
+    async def queued(self, key: str, count: int) -> None:
+        """Until ``count`` wait for ``key``."""
+        await self.until(lambda: len(self.locks.inspect(key).waiters) == count)
+
+    @staticmethod
+    async def _either(result: Awaitable[None] | None) -> None:
+        if result is not None:
+            await result

@@ -1,0 +1,12 @@
+"""What every backend has to do, whatever its store."""
+
+from .holding import Holding
+from .losing import Losing
+from .processes import Processes
+from .waiting import Waiting
+
+__all__ = ("Conformance",)
+
+
+class Conformance(Holding, Waiting, Losing, Processes):
+    """Subclass it, with a fixture ``store`` that gives a `distlock.testing.Store`."""

@@ -1,0 +1,171 @@
+"""Leases that end, and who is told."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import warnings
+
+import anyio
+import pytest
+
+from ... import AcquireTimeout, LeaseState, LockLost, current
+from ..colours import World, case
+
+__all__ = ("Losing",)
+
+
+class Losing:
+    @case
+    async def test_a_renewed_lease_outlives_its_ttl(self, world: World) -> None:
+        async with world.block(world.locks.lock("k", ttl=0.6)) as lease:
+            await world.sleep(1.5)
+            assert lease.ensure_held() == lease.token
+            assert await world.try_acquire(world.connect().lock("k")) is None
+
+    @case
+    async def test_a_lease_that_is_not_renewed_ends(self, world: World) -> None:
+        lost = threading.Event()
+        lease = await world.acquire(world.locks.lock("k", ttl=0.3, renew=False))
+        lease.on_lost(lost.set)
+        next_lease = await world.acquire(world.connect().lock("k"), timeout=30)
+        assert lease.state is LeaseState.LOST
+        await world.until(lost.is_set)
+        with pytest.raises(LockLost):
+            lease.ensure_held()
+        with pytest.raises(LockLost):
+            await world.release(lease)
+        with pytest.raises(LockLost):  # never revived: aioredlock, redsync#149
+            await world.extend(lease, 30)
+        assert next_lease.ensure_held() > lease.token
+        await world.release(next_lease)
+
+    @case
+    async def test_renewal_stops_at_max_hold(self, world: World) -> None:
+        started = time.monotonic()
+        lease = await world.acquire(world.locks.lock("k", ttl=0.6, max_hold=1.0))
+        next_lease = await world.acquire(world.connect().lock("k"), timeout=30)
+        assert time.monotonic() - started > 0.9
+        assert lease.state is LeaseState.LOST
+        await world.release(next_lease)
+
+    @case
+    async def test_a_vanished_lease_is_noticed_by_the_next_renewal(self, world: World) -> None:
+        """python-redis-lock: the key was gone, and the renewal went on as if nothing was."""
+        called = []
+        lease = await world.acquire(world.locks.lock("k", ttl=0.9))
+        lease.on_lost(lambda: called.append(1))
+        await world.aside(lambda: world.store.lose("k"))
+        await world.until(lambda: called)
+        assert lease.state is LeaseState.LOST
+        with pytest.raises(LockLost):
+            await world.release(lease)
+        lease.on_lost(lambda: called.append(2))  # late, and told at once
+        await world.until(lambda: called == [1, 2])
+
+    @case
+    async def test_a_new_lease_after_a_lost_one_is_renewed(self, world: World) -> None:
+        """redisson#3194: after a failed renewal the next lease of that key was not renewed."""
+        lease = await world.acquire(world.locks.lock("k", ttl=0.6))
+        await world.aside(lambda: world.store.lose("k"))
+        await world.until(lambda: lease.state is LeaseState.LOST)
+        async with world.block(world.locks.lock("k", ttl=0.6)) as again:
+            await world.sleep(1.2)
+            again.ensure_held()
+
+    @case
+    async def test_the_error_of_the_body_comes_out(self, world: World) -> None:
+        """redis-py: LockNotOwnedError of the release hid what had gone wrong."""
+        with pytest.raises(ValueError, match="mine") as caught:
+            async with world.block(world.locks.lock("k", ttl=0.3, renew=False, when_lost="raise")) as lease:
+                await world.until(lambda: lease.state is LeaseState.LOST)
+                raise ValueError("mine")
+        assert any("is lost" in note for note in caught.value.__notes__)
+
+    @case
+    async def test_a_body_that_ended_well_learns_of_the_loss(self, world: World) -> None:
+        with pytest.raises(LockLost):
+            async with world.block(world.locks.lock("k", ttl=0.3, renew=False, when_lost="raise")) as lease:
+                await world.until(lambda: lease.state is LeaseState.LOST)
+
+    @case
+    async def test_a_loss_may_be_a_mere_warning(self, world: World, caplog: None = None) -> None:
+        async with world.block(world.locks.lock("k", ttl=0.3, renew=False, when_lost="warn")) as lease:
+            await world.until(lambda: lease.state is LeaseState.LOST)
+
+    @case
+    async def test_an_async_body_is_cancelled_at_the_loss(self, world: World) -> None:
+        if not world.is_async:
+            return
+        lock = world.locks.lock("k", ttl=0.3, renew=False)
+        finished = False
+        with anyio.fail_after(30):
+            with pytest.raises(LockLost):
+                async with lock:
+                    await anyio.sleep(60)
+                    finished = True
+        assert not finished
+        with anyio.move_on_after(5) as scope:  # nothing of the cancellation is left behind
+            await anyio.sleep(0)
+        assert not scope.cancelled_caught
+
+    @case
+    async def test_a_cancellation_from_outside_stays_one(self, world: World) -> None:
+        if not world.is_async:
+            return
+        with anyio.move_on_after(0.05) as scope:
+            async with world.locks.lock("k"):
+                await anyio.sleep(60)
+        assert scope.cancelled_caught
+        async with world.locks.lock("k", timeout=10):
+            pass
+
+    @case
+    async def test_a_blocked_event_loop_keeps_its_locks(self, world: World) -> None:
+        """python-redis-lock#91: renewal as a task stops when user code blocks the loop."""
+        async with world.block(world.locks.lock("k", ttl=0.6)) as lease:
+            time.sleep(1.3)  # noqa: ASYNC251 - that is the point
+            lease.ensure_held()
+
+    @case
+    async def test_a_dropped_lease_is_not_renewed(self, world: World) -> None:
+        """And the store frees it: no blocking call is made while garbage is collected."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lease = await world.acquire(world.locks.lock("k", ttl=0.5))
+            token = lease.token
+            del lease
+            gc.collect()
+        assert any(warning.category is ResourceWarning and "'k'" in str(warning.message) for warning in caught)
+        if world.locks.guarantees.dead_holder == "ttl":
+            async with world.block(world.connect().lock("k", timeout=30)) as next_lease:
+                assert next_lease.token > token
+
+    @case
+    async def test_current_is_the_innermost_block(self, world: World) -> None:
+        async with world.block(world.locks.lock("a")) as outer:
+            assert current() is outer
+            async with world.block(world.locks.lock("b")) as inner:
+                assert current() is inner
+            assert current() is outer
+
+    @case
+    async def test_closing_the_manager_ends_its_leases(self, world: World) -> None:
+        manager = world.connect()
+        lease = await world.acquire(manager.lock("k"))
+        await world.aside(manager.close)
+        assert lease.state is LeaseState.LOST
+        async with world.block(world.locks.lock("k", timeout=20)):
+            pass
+        with pytest.raises(Exception, match="was closed"):
+            await world.acquire(manager.lock("k"))
+
+    @case
+    async def test_errors_name_key_and_store(self, world: World) -> None:
+        async with world.block(world.locks.lock("k")):
+            with pytest.raises(AcquireTimeout) as caught:
+                await world.acquire(world.locks.lock("k"), timeout=0)
+        assert caught.value.key == "k"
+        assert caught.value.backend == world.locks.address
+        assert world.locks.address in str(caught.value)

@@ -1,0 +1,195 @@
+"""Waiting, giving up, and who comes next."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from ... import AcquireTimeout, Deadlock
+from ..._core.acquire import Line
+from ..colours import World, case
+
+__all__ = ("Waiting",)
+
+
+class Waiting:
+    @case
+    async def test_a_release_wakes_the_waiter(self, world: World) -> None:
+        """Well within the ttl: by the release, not by its end."""
+        lease = await world.acquire(world.locks.lock("k", ttl=300))
+        task = world.start(lambda: world.acquire(world.connect().lock("k", ttl=300)))
+        await world.queued("k", 1) if world.locks.guarantees.fair else await world.sleep(0.05)
+        await world.release(lease)
+        next_lease = await task.result()
+        assert next_lease.token > lease.token
+        await world.release(next_lease)
+
+    @case
+    async def test_first_come_first_served(self, world: World) -> None:
+        if not world.locks.guarantees.fair:
+            return
+        order: list[int] = []
+
+        async def work(n: int) -> None:
+            async with world.block((world.locks if n % 2 else other).lock("k")):
+                order.append(n)
+
+        other = world.connect()
+        async with world.block(world.locks.lock("k")):
+            tasks = []
+            for n in range(6):
+                tasks.append(world.start(lambda n=n: work(n)))  # type: ignore[misc]
+                await world.queued("k", n + 1)
+        for task in tasks:
+            await task.result()
+        assert order == list(range(6))
+
+    @case
+    async def test_a_timeout_bounds_the_whole_wait(self, world: World) -> None:
+        """python-redis-lock, kazoo: woken often and losing each time, it began anew."""
+        async with world.block(world.locks.lock("k")):
+            started = time.monotonic()
+            with pytest.raises(AcquireTimeout):
+                await world.acquire(world.locks.lock("k"), timeout=0.3)
+            assert time.monotonic() - started >= 0.3
+            assert (await world.inspect("k")).waiters == ()
+        async with world.block(world.connect().lock("k", timeout=10)):
+            pass
+
+    @case
+    async def test_a_waiter_that_gave_up_is_passed_over(self, world: World) -> None:
+        lease = await world.acquire(world.locks.lock("k"))
+        with pytest.raises(AcquireTimeout):
+            await world.acquire(world.locks.lock("k"), timeout=0.05)
+        task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=30))
+        await world.queued("k", 1)
+        await world.release(lease)
+        await world.release(await task.result())
+
+    @case
+    async def test_a_cancelled_waiter_leaves_nothing(self, world: World) -> None:
+        """redis-py#3847 and others: cancelled at any step, nothing is held and nothing queued."""
+        if not world.is_async:
+            return
+        for step in range(12):
+            lease = await world.acquire(world.locks.lock("k"))
+            task = world.start(lambda: world.acquire(world.locks.lock("k")))
+            for _ in range(step):
+                await anyio.lowlevel.checkpoint()
+            await task.cancel()
+            await world.release(lease)
+            async with world.block(world.connect().lock("k", timeout=20)):
+                pass
+        await world.until(lambda: not world.locks.inspect("k").waiters)
+
+    @case
+    async def test_a_cancelled_acquire_leaves_nothing(self, world: World) -> None:
+        if not world.is_async:
+            return
+        other = world.connect()
+        for step in range(12):
+            leases: list[Any] = []
+
+            async def work(leases: list[Any] = leases) -> None:
+                leases.append(await world.acquire(world.locks.lock("k")))
+
+            task = world.start(work)
+            for _ in range(step):
+                await anyio.lowlevel.checkpoint()
+            await task.cancel()
+            for lease in leases:
+                await world.release(lease)
+            async with world.block(other.lock("k", timeout=20)):
+                pass
+
+    @case
+    async def test_a_cancelled_release_releases(self, world: World) -> None:
+        """redis-py#3847: a release that was cancelled was forgotten."""
+        if not world.is_async:
+            return
+        other = world.connect()
+        for step in range(6):
+            lease = await world.acquire(world.locks.lock("k"))
+            task = world.start(lease.release)
+            for _ in range(step):
+                await anyio.lowlevel.checkpoint()
+            await task.cancel()
+            await world.release(lease)
+            async with world.block(other.lock("k", timeout=20)):
+                pass
+
+    @case
+    async def test_a_grant_that_crossed_a_withdrawal_is_passed_on(self, world: World) -> None:
+        """The lock is handed to a waiter at the moment at which it gives up."""
+        other = world.connect()
+        for n in range(15):
+            lease = await world.acquire(world.locks.lock("k"))
+            task = world.start(lambda: world.acquire(other.lock("k"), timeout=0.02))
+            await world.sleep(0.014 + 0.001 * (n % 8))
+            await world.release(lease)
+            try:
+                await world.release(await task.result())
+            except AcquireTimeout:
+                pass
+            async with world.block(world.locks.lock("k", timeout=20)):
+                pass
+
+    @case
+    async def test_waiting_for_oneself_is_said(self, world: World) -> None:
+        """filelock#315: the same thread took a lock twice, and hung."""
+        async with world.block(world.locks.lock("k")):
+            with pytest.raises(Deadlock, match="reentrant=True"):
+                await world.acquire(world.locks.lock("k"), timeout=None)
+            with pytest.raises(AcquireTimeout):  # this one ends
+                await world.acquire(world.locks.lock("k"), timeout=0.01)
+
+    @case
+    async def test_two_tasks_are_no_deadlock(self, world: World) -> None:
+        lease = await world.acquire(world.locks.lock("k"))
+        task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=None))
+        await world.queued("k", 1)
+        await world.release(lease)
+        await world.release(await task.result())
+
+    @case
+    async def test_a_flood_of_wake_ups_is_no_spin(self, world: World) -> None:
+        """rueidis 4e74bce: each wake-up was one more check, and they piled up."""
+        backend = world.locks._backend
+        wakes: list[Any] = []
+        checks = 0
+
+        class Counting:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(backend, name)
+
+            def acquire(self, *args: Any) -> Any:
+                nonlocal checks
+                checks += 1
+                return backend.acquire(*args)
+
+            def watch(self, busy: Any, wake: Any, deadline: float) -> Any:
+                wakes.append(wake)
+                return backend.watch(busy, wake, deadline)
+
+        _replace_sync_backend(world, Counting())
+        lease = await world.acquire(world.connect().lock("k"))
+        task = world.start(lambda: world.aside(lambda: world.locks.lock("k").acquire(timeout=1.0)))
+        await world.until(lambda: wakes)
+        before, started = checks, time.monotonic()
+        while time.monotonic() - started < 0.4:
+            wakes[0]()
+            await world.sleep(0)
+        assert checks - before <= 0.4 / 0.005 + 5
+        with pytest.raises(AcquireTimeout):
+            await task.result()
+        await world.release(lease)
+
+
+def _replace_sync_backend(world: World, backend: Any) -> None:
+    from ..._core.adapt import Immediate
+
+    line = world.locks._line
+    world.locks._line = Line(Immediate(backend), line.runtime, line.op_timeout, line.address, line.give_up)

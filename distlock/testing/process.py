@@ -1,0 +1,91 @@
+"""A process that takes locks when told to: for tests that stop, kill and fork it.
+
+``python -m distlock.testing.process URL`` reads lines and answers each: ``acquire KEY TTL`` → the token,
+``state`` → the state of the last lease, ``release`` → ``released``, ``fork`` → what a forked child may do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from .. import Lease, LeaseState, LockLost, Manager, connect
+
+__all__ = ("Process", "main")
+
+
+class Process:
+    """One such process, seen from the test."""
+
+    def __init__(self, url: str) -> None:
+        self.popen: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603 - ourselves
+            [sys.executable, "-m", "distlock.testing.process", url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def tell(self, line: str) -> None:
+        """Sends a line; the answer is for `hear`."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
+
+    def hear(self) -> str:
+        """The next answer; empty if the process has ended."""
+        assert self.popen.stdout is not None
+        return self.popen.stdout.readline().strip()
+
+    def ask(self, line: str) -> str:
+        """Both."""
+        self.tell(line)
+        return self.hear()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.popen.kill()
+        self.popen.communicate()
+
+
+def main() -> None:
+    """What the process does."""
+    with connect(sys.argv[1]) as locks:
+        lease: Lease | None = None
+        for line in sys.stdin:
+            word, *args = line.split()
+            if word == "acquire":
+                lease = locks.lock(args[0], ttl=float(args[1])).acquire()
+                _say(lease.token)
+            elif lease is not None and word == "state":
+                _say(lease.state.value)
+            elif lease is not None and word == "release":
+                lease.release()
+                _say("released")
+            elif lease is not None and word == "fork":
+                _say(_fork(locks, lease))
+        os._exit(0)
+
+
+def _fork(locks: Manager, lease: Lease) -> str:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            try:
+                lease.release()
+            except LockLost:
+                held = lease.state is LeaseState.LOST and lease.remaining() == 0
+                free = locks.lock(lease.key).try_acquire()
+                status = 0 if held and free is None else 2
+        finally:
+            os._exit(status)
+    return "fine" if os.waitpid(child, 0)[1] == 0 else "the child could touch the lock"
+
+
+def _say(what: object) -> None:
+    print(what, flush=True)
+
+
+if __name__ == "__main__":
+    main()
