@@ -114,7 +114,7 @@ async def test_leases_are_renewed_together(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
     """redisson and redis-py renew each lock by a request (and Redisson a timer) of its own."""
-    probe, ttl = Probe(redis_server), 1.5
+    probe, ttl = Probe(redis_server), 3.0
     with FaultProxy(redis_server.address) as proxy:
         locks = connect(proxy.url)
         leases = [await colour.acquire(locks.lock(f"{key}:{number}", ttl=ttl)) for number in range(100)]

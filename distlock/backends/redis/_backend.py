@@ -9,6 +9,7 @@ from typing import Any
 
 from ..base import (
     AsyncBackend,
+    BackendError,
     Busy,
     Claim,
     Fault,
@@ -78,6 +79,7 @@ class RedisBackend(SyncBackend):
         self.address: str = server.address
         self.namespace = namespace
         self.op_timeout = op_timeout
+        self._closed = False
         self.clock: bytes = clock_key(namespace)
         self._head = lru_cache(maxsize=512)(self._make_head)
         self._pool = Pool(server, op_timeout)
@@ -129,11 +131,14 @@ class RedisBackend(SyncBackend):
             for key in self.keys_in(names):
                 if key not in seen and key.startswith(prefix):
                     seen.add(key)
-                    yield self.inspect(key, deadline)
+                    found = self.inspect(key, deadline)
+                    if found.holder is not None or found.waiters:  # else but a withdrawn claim is remembered
+                        yield found
             if cursor == b"0":
                 return
 
     def close(self) -> None:
+        self._closed = True
         self.inbox.close()
         self._pool.close()
 
@@ -151,6 +156,8 @@ class RedisBackend(SyncBackend):
 
     def asking(self, claim: Claim, inbox: bytes) -> bytes:
         """The request to acquire."""
+        if self._closed:
+            raise BackendError(f"this manager was closed [{self.address}]", key=claim.key, backend=self.address)
         head = self._head(ACQUIRE, claim.key, 5)
         return head + bulk(claim.id.encode()) + terms(claim.ttl, claim.owner, claim.reentrant, claim.about, inbox)
 

@@ -34,6 +34,8 @@ the claims to wake."""
 NOT_LISTENING = b"-"
 SLACK = 0.002
 LONGEST_PAUSE = 1.0
+ECHO = 1.0
+"""Seconds that a message of our own may take to come back."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Inbox:
         self._bell: tuple[socket.socket, socket.socket] | None = None
         self._refreshed_at = 0.0
         self._asleep_until = math.inf
-        self._echo_missing = False
+        self._echo_due = math.inf
 
     # Called by whoever acquires.
 
@@ -131,9 +133,11 @@ class Inbox:
             self._ring()
 
     def close(self) -> None:
-        """Ends the thread and its connection."""
+        """Ends the thread and its connection. Who still waits is woken, to find that out."""
         self._closed = True
+        self._listening = False
         self._ring()
+        self._wake(list(self._waiting))
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(self._op_timeout)
@@ -159,7 +163,9 @@ class Inbox:
                 for end in self._bell:
                     end.setblocking(False)
                 self._listening = True
-                self._thread = threading.Thread(target=self._run, name="distlock-inbox", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._connection, self._bell), name="distlock-inbox", daemon=True
+                )
                 self._thread.start()
 
     def _subscribe(self, timeout: float) -> Connection:
@@ -181,15 +187,13 @@ class Inbox:
 
     # What the thread does.
 
-    def _run(self) -> None:
-        bell = self._bell
-        assert bell is not None
+    def _run(self, connection: Connection | None, bell: tuple[socket.socket, socket.socket]) -> None:
+        # It ends what it was given or made itself: when nobody waits any more, the next thread may start already.
         try:
-            alive = True
-            while alive and not self._closed:
+            while connection is not None and not self._closed:
                 try:
-                    self._listen(bell[0])
-                except Exception as error:  # noqa: BLE001 - whatever it is, who waits must not be left alone
+                    self._listen(connection, bell[0])
+                except Exception as error:  # whatever it is, who waits must not be left alone
                     expected = isinstance(error, (RedisError, OSError))
                     log.log(
                         logging.INFO if expected else logging.ERROR,
@@ -197,17 +201,15 @@ class Inbox:
                         error,
                         exc_info=not expected,
                     )
-                    alive = self._closed or self._reconnect(bell[0])
+                    connection.disconnect()
+                    connection = self._reconnect(bell[0])
         finally:
-            self._listening = False
             for end in bell:
                 end.close()
-            if self._connection is not None:
-                self._connection.disconnect()
+            if connection is not None:
+                connection.disconnect()
 
-    def _listen(self, bell: socket.socket) -> None:
-        connection = self._connection
-        assert connection is not None
+    def _listen(self, connection: Connection, bell: socket.socket) -> None:
         with self._mutex:
             self._asleep_until = due = self._next_due()
         # TLS may have decrypted more than one message: ask the connection before the socket.
@@ -225,9 +227,9 @@ class Inbox:
     def _receive(self, message: object) -> None:
         if not isinstance(message, list) or message[0] != b"message":
             return
-        kind, _, claim_id = message[2].decode().partition(" ")
+        kind, _, claim_id = message[2].decode(errors="replace").partition(" ")
         if kind == "e":
-            self._echo_missing = False
+            self._echo_due = math.inf
         elif kind == "g":
             self._wake([claim_id])
         elif kind == "s":  # stand by, in case the one that got the lock does not confirm it
@@ -236,7 +238,7 @@ class Inbox:
                     waiting.free_at = now() + PROVISIONAL + SLACK
 
     def _refresh_all(self) -> None:
-        if self._echo_missing:  # half open: the server thinks that it reaches us
+        if now() >= self._echo_due:  # half open: the server thinks that it reaches us
             raise OSError("no message came through since the last refresh")
         with self._mutex:
             self._refreshed_at = now()
@@ -245,7 +247,7 @@ class Inbox:
                 by_key.setdefault(waiting.claim.key, []).append(waiting.claim.id)
         if not by_key:
             return
-        self._echo_missing = True
+        self._echo_due = min(self._echo_due, now() + ECHO)
         try:
             found = self._refresh(self._channel, by_key)
         except DistLockError as error:
@@ -274,8 +276,8 @@ class Inbox:
             if waiting.wake is not None:
                 waiting.wake()
 
-    def _reconnect(self, bell: socket.socket) -> bool:
-        """False: nobody waits any more, the thread ends."""
+    def _reconnect(self, bell: socket.socket) -> Connection | None:
+        """None: nobody waits any more, the thread ends."""
         pause = 0.05
         while not self._closed:
             with self._mutex:
@@ -283,19 +285,19 @@ class Inbox:
                 claim_ids = list(self._waiting)
                 if not claim_ids:
                     self._thread = None
-                    return False
+                    return None
             try:
-                self._connection = self._subscribe(self._op_timeout)
+                self._connection = connection = self._subscribe(self._op_timeout)
             except DistLockError:
                 self._wake(claim_ids)  # they ask, and learn of the outage
                 _readable(bell, timeout=pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
-            self._echo_missing = False
+            self._echo_due = math.inf
             self._listening = True
             self._refresh_all()  # finds what was said while nobody listened
-            break
-        return True
+            return connection
+        return None
 
     def _ring(self) -> None:
         if self._bell is not None:

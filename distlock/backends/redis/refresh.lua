@@ -17,9 +17,10 @@ redis.call('PUBLISH', ARGV[1], 'e')
 
 for k = 2, #KEYS, 3 do
   LOCK, QUEUE, WAITERS = KEYS[k], KEYS[k + 1], KEYS[k + 2]
-  local ids = {}
+  local ids, claims = {}, {}
   for n = 1, tonumber(ARGV[arg]) do
     local id = ARGV[arg + n]
+    claims[n] = id
     local ttl, rest = string.match(redis.call('HGET', WAITERS, id) or '', '^1 %d+ (%d+)( .*)$')
     if ttl then
       redis.call('HSET', WAITERS, id, '1 ' .. digits(now_ms + ttl) .. ' ' .. ttl .. rest)
@@ -29,9 +30,9 @@ for k = 2, #KEYS, 3 do
       ids[#ids + 1] = id
     end
   end
-  arg = arg + 1 + tonumber(ARGV[arg])
-  if redis.call('EXISTS', LOCK) == 0 and waiters_left() then
-    hand_over(us, nil)
+  arg = arg + 1 + #claims
+  if redis.call('EXISTS', LOCK) == 0 and waiters_left() and not hand_over(us, nil) then
+    ids = claims -- free, but no message gets through: let them ask
   end
   table.insert(ids, 1, redis.call('PTTL', LOCK))
   results[#results + 1] = ids
