@@ -105,8 +105,11 @@ def _both(folder: Path, url: str, stock: int, workers: int) -> tuple[Outcome, Ou
 def _progress(stock: int) -> Iterator[Callable[[str], Callable[[int], object]]]:
     """Bars on stderr, if that is a terminal."""
     console = Console(stderr=True)
+    if not console.is_terminal:  # not by Progress(disable=True): early versions of rich end a line even so
+        yield lambda description: lambda sold: None
+        return
     columns = TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TextColumn("sold")
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
 
         def begin(description: str) -> Callable[[int], object]:
             task = bars.add_task(description, total=stock)
