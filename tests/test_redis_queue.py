@@ -1,0 +1,266 @@
+"""Who is next: in order of arrival, by one message, and past those that are dead, stopped or deaf."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+import distlock
+from distlock import LockLost, Manager
+from distlock.backends.base import Busy, Claim, Grant, now
+
+from .proxy import FaultProxy
+from .redis_tools import Child, Colour, Connect, Probe, in_colours, until
+from .servers import RedisServer
+
+LONG = 60.0
+"""A ttl that no test outlasts: who is served by it, and not by a message, fails."""
+SOON = 15.0
+
+
+async def _take_turns(colour: Colour, locks: Manager, key: str, turns: list[int], turn: int, ttl: float = LONG) -> int:
+    lease = await colour.acquire(locks.lock(key, ttl=ttl))
+    turns.append(turn)
+    await colour.release(lease)
+    return lease.token
+
+
+@in_colours()
+async def test_it_goes_round_in_order_of_arrival(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redisson, RedissonFairLock: first come, first served, whichever process the waiter is in."""
+    probe = Probe(redis_server)
+    turns: list[int] = []
+    managers = [connect(redis_server.url) for _ in range(3)]
+    holder = await colour.acquire(managers[0].lock(key))
+    running = []
+    for turn in range(12):
+        running.append(colour.start(partial(_take_turns, colour, managers[turn % 3], key, turns, turn)))
+        await colour.until(lambda: probe.queued(key) == len(running))
+    await colour.release(holder)
+    tokens = [await each.result() for each in running]
+    assert turns == list(range(12))
+    assert tokens == sorted(set(tokens))
+    assert tokens[0] > holder.token
+    assert probe.keys() == set()
+
+
+@in_colours()
+async def test_who_comes_while_others_wait_does_not_barge_in(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """python-redis-lock, redis-py: whoever polls in the right moment wins. Also when the holder's time just ran out."""
+    probe = Probe(redis_server)
+    holders, waiters, late = (connect(redis_server.url) for _ in range(3))
+    robbed = await colour.acquire(holders.lock(key, ttl=LONG, renew=False))
+    waiter = colour.start(lambda: colour.acquire(waiters.lock(key)))
+    await colour.until(lambda: probe.queued(key) == 1)
+    probe.ask("DEL", probe.name(key))
+    assert await colour.try_acquire(late.lock(key)) is None
+    await colour.release(await waiter.result())
+    lease = await colour.try_acquire(late.lock(key))
+    assert lease is not None
+    await colour.release(lease)
+    with pytest.raises(LockLost):
+        await colour.release(robbed)
+
+
+@pytest.mark.parametrize("dead", [1, 5])
+@in_colours()
+async def test_waiters_that_were_killed_are_passed_over_at_once(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str, dead: int
+) -> None:
+    """Redisson's fair lock waits 5 s for each dead waiter, one after the other (redisson#1104)."""
+    probe, locks = Probe(redis_server), connect(redis_server.url)
+    holder = await colour.acquire(locks.lock(key, ttl=LONG))
+    with ExitStack() as children:
+        heads = [children.enter_context(Child(redis_server.url, key, LONG)) for _ in range(dead)]
+        await colour.until(lambda: probe.queued(key) == dead)
+        running = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+        await colour.until(lambda: probe.queued(key) == dead + 1)
+        for head in heads:
+            head.kill()
+        await colour.until(lambda: probe.subscribers() == 1)
+        started = time.monotonic()
+        await colour.release(holder)
+        lease = await running.result()
+        assert time.monotonic() - started < SOON
+        await colour.release(lease)
+
+
+@in_colours()
+async def test_a_waiter_that_is_stopped_costs_a_second_and_gets_nothing_by_it(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """Kleppmann, "How to do distributed locking": a process may stop at any point, right before it is served too."""
+    probe, locks = Probe(redis_server), connect(redis_server.url)
+    holder = await colour.acquire(locks.lock(key, ttl=LONG))
+    with Child(redis_server.url, key, LONG) as stopped:
+        await colour.until(lambda: probe.queued(key) == 1)
+        running = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+        await colour.until(lambda: probe.queued(key) == 2)
+        stopped.signal(signal.SIGSTOP)
+        started = time.monotonic()
+        await colour.release(holder)
+        lease = await running.result()
+        assert 0.9 < time.monotonic() - started < SOON
+        stopped.signal(signal.SIGCONT)
+        await colour.until(lambda: probe.queued(key) == 1)
+        assert stopped.says() == "ready"
+        lease.ensure_held()
+        await colour.release(lease)
+        kind, token = stopped.says().split()
+        assert kind == "got"
+        assert int(token) > lease.token
+        assert stopped.do("release") == "released"
+    assert probe.keys() == set()
+
+
+@in_colours()
+async def test_who_waits_gets_the_lock_of_a_killed_holder_when_its_time_is_up(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redisson#3730: the waiter must notice, and need not poll for it: it knows when."""
+    probe, ttl = Probe(redis_server), 3.0
+    with Child(redis_server.url, key, ttl) as holder:
+        assert holder.says() == "ready"
+        assert holder.says().startswith("got")
+        locks = connect(redis_server.url)
+        running = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+        await colour.until(lambda: probe.queued(key) == 1)
+        holder.kill()
+        started, before = time.monotonic(), probe.requests()
+        lease = await running.result()
+        assert time.monotonic() - started < ttl + SOON
+        # A refresh when it ends, and one before if a renewal had come in between; then the confirmation.
+        assert probe.requests() - before <= 5
+        await colour.release(lease)
+
+
+@in_colours()
+async def test_the_connection_that_brings_the_news_may_die(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redisson#5761: a subscription that broke, and a waiter that is never told."""
+    probe = Probe(redis_server)
+    locks, waiters = connect(redis_server.url), connect(redis_server.url)
+    for pause in (False, True):
+        holder = await colour.acquire(locks.lock(key, ttl=LONG))
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=LONG)))
+        await colour.until(lambda: probe.queued(key) == 1)
+        assert probe.ask("CLIENT", "KILL", "TYPE", "pubsub") == 1
+        if pause:
+            await colour.until(lambda: probe.subscribers() == 1)
+        started = time.monotonic()
+        await colour.release(holder)
+        lease = await running.result()
+        assert time.monotonic() - started < SOON
+        await colour.release(lease)
+    assert probe.keys() == set()
+
+
+@in_colours()
+async def test_a_lost_message_costs_a_third_of_a_ttl(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redis.io, "Pub/Sub": at most once. And a half-open connection looks alive from both ends."""
+    probe = Probe(redis_server)
+    locks = connect(redis_server.url)
+    holder = await colour.acquire(locks.lock(key, ttl=LONG))
+    with FaultProxy(redis_server.address) as proxy:
+        waiters = connect(proxy.url)
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=1.5)))
+        await colour.until(lambda: probe.queued(key) == 1)
+        proxy.drop_replies(to="SUBSCRIBE", then="silence")
+        await colour.release(holder)
+        lease = await running.result()
+        # Nobody told the client that its connection is dead; it finds out while it waits.
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=1.5)))
+        await colour.until(lambda: probe.queued(key) == 1)
+        await colour.until(lambda: proxy.sent.count("SUBSCRIBE") == 2)
+        await colour.release(lease)
+        await colour.release(await running.result())
+    assert probe.keys() == set()
+
+
+@in_colours()
+async def test_a_free_lock_is_found_by_who_cannot_hear(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redis.io, "Pub/Sub": the server has dropped the subscriber, and the client does not know: nobody is told."""
+    probe = Probe(redis_server)
+    holder = await colour.acquire(connect(redis_server.url).lock(key, ttl=LONG))
+    with FaultProxy(redis_server.address) as proxy:
+        waiters = connect(proxy.url)
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=6.0)))
+        await colour.until(lambda: probe.queued(key) == 1)
+        proxy.drop_replies(to="SUBSCRIBE", then="silence")
+        [channel] = probe.ask("PUBSUB", "CHANNELS", "distlock:*")
+        probe.ask("PUBLISH", channel, "x")
+        await colour.until(lambda: probe.ask("CLIENT", "KILL", "TYPE", "pubsub") == 1)
+        await colour.release(holder)
+        assert probe.value(key) is None, "nobody hears"
+        started = time.monotonic()
+        lease = await running.result()
+        assert time.monotonic() - started < SOON
+        await colour.release(lease)
+
+
+def _claim(number: int, key: str, ttl: float = LONG) -> Claim:
+    return Claim(f"c{number}", key, ttl, wait=True)
+
+
+def test_a_release_between_the_failed_try_and_the_subscription_is_not_missed(
+    redis_server: RedisServer, key: str
+) -> None:
+    """redisson#5761: asked, refused, released, subscribed: and asleep for ever."""
+    with distlock.connect(redis_server.url) as holders, distlock.connect(redis_server.url) as waiters:
+        holder = holders.lock(key).acquire()
+        backend, claim, woken = waiters._backend, _claim(1, key), threading.Event()
+        busy = backend.acquire(claim, now() + 5)
+        assert isinstance(busy, Busy)
+        holder.release()
+        watch = backend.watch(busy, woken.set, now() + 5)
+        assert woken.wait(SOON)
+        grant = backend.acquire(claim, now() + 5)
+        assert isinstance(grant, Grant)
+        watch.close()
+        assert backend.release(grant, now() + 5)
+
+
+def test_a_grant_that_crossed_a_withdrawal_is_passed_on_at_once(redis_server: RedisServer, key: str) -> None:
+    """Redisson's fair lock: the waiter that was served had just timed out, and the lock lies idle until its ttl."""
+    probe = Probe(redis_server)
+    with distlock.connect(redis_server.url) as holders, distlock.connect(redis_server.url) as waiters:
+        holder = holders.lock(key).acquire()
+        backend = waiters._backend
+        claims = [_claim(number, key) for number in range(3)]
+        events = [threading.Event() for _ in claims]
+        watches = []
+        for claim, event in zip(claims, events, strict=True):
+            busy = backend.acquire(claim, now() + 5)
+            assert isinstance(busy, Busy)
+            watches.append(backend.watch(busy, event.set, now() + 5))
+            if event.wait(0):  # the first of a process asks again once it is subscribed
+                event.clear()
+                backend.acquire(claim, now() + 5)
+        until(lambda: probe.queued(key) == 3)
+        holder.release()
+        assert events[0].wait(SOON)
+        backend.withdraw(claims[0], now() + 5, in_flight=False)
+        assert (probe.value(key) or b"").split()[1] == b"c1"
+        assert events[1].wait(SOON)
+        grant = backend.acquire(claims[1], now() + 5)
+        assert isinstance(grant, Grant)
+        assert not events[2].is_set()
+        backend.withdraw(claims[2], now() + 5, in_flight=False)
+        assert backend.release(grant, now() + 5)
+        for watch in watches:
+            watch.close()
+    assert probe.keys() == set()
