@@ -6,7 +6,6 @@ Waiters are told when to ask again by the ttl of the holder, and by a release wi
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,8 @@ WAITING: dict[str, dict[str, tuple[Claim, Wake]]] = {}
 """By file: who waits in this process."""
 
 SCHEMA = """
-create table if not exists locks (key text primary key, claim text, owner text, token int, since real, ends real, about text);
+create table if not exists locks
+  (key text primary key, claim text, owner text, token int, since real, ends real, about text);
 create table if not exists tokens (last int); insert into tokens select 0 where not exists (select * from tokens);
 """
 
@@ -70,7 +70,7 @@ class SQLiteBackend(SyncBackend):
                 db.execute("insert into locks values (?, ?, ?, ?, ?, ?, ?)",
                            (claim.key, claim.id, owner, token, t, t + claim.ttl, claim.about))  # fmt: skip
             elif row[0] != claim.id:
-                return Busy(claim, _holder(*row[1:], t), retry_after=row[5] - t)
+                return Busy(claim, _holder(t, *row[1:]), retry_after=row[5] - t)
             else:
                 token = row[1]
                 db.execute("update locks set ends = ? where claim = ?", (t + claim.ttl, claim.id))
@@ -109,7 +109,7 @@ class SQLiteBackend(SyncBackend):
             rows = db.execute("select key, token, owner, about, since, ends from locks where ends > ?", (t,)).fetchall()
         for key, *rest in rows:
             if key.startswith(prefix):
-                yield Inspection(key, _holder(*rest, t), self._waiters(key))
+                yield Inspection(key, _holder(t, *rest), self._waiters(key))
 
     def lose(self, key: str) -> None:
         with self._step() as db:
@@ -154,5 +154,5 @@ class _Watch:
         self._waiting.pop(self._claim_id, None)
 
 
-def _holder(token: int, owner: str, about: str, since: float, ends: float, t: float) -> Holder:
+def _holder(t: float, token: int, owner: str, about: str, since: float, ends: float) -> Holder:
     return Holder.found(owner, about, token=token, held_for=t - since, ttl=ends - t)

@@ -49,9 +49,7 @@ def defined_names(module: str) -> set[str]:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_module_says_what_it_exports(name):
     module = importlib.import_module(name)
-    is_empty = (
-        len(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body) <= 1
-    )  # its docstring
+    is_empty = len(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body) <= 1  # its docstring
     assert is_empty or isinstance(module.__all__, tuple)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -83,6 +84,10 @@ def settled(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
+
+
+def _queued(locks: Manager, count: int) -> bool:
+    return len(locks.inspect("k").waiters) == count
 
 
 def no_waiting_thread() -> bool:
@@ -286,7 +291,7 @@ def test_waiters_of_a_process_come_in_order(locks: Manager) -> None:
 
             threads.append(threading.Thread(target=work))
             threads[-1].start()
-            settled(lambda n=n: len(locks.inspect("k").waiters) == n + 1)
+            settled(partial(_queued, locks, n + 1))
     for thread in threads:
         thread.join()
     assert order == list(range(8))

@@ -53,6 +53,7 @@ LAYERS = {
     "_manager": layer(f"{RECIPES} _open _who", "anyio"),
     "": layer(f"{RECIPES} _manager"),  # distlock/__init__.py
     "cli": layer(f"{RECIPES} _open _manager", "typer rich anyio"),
+    "__main__": layer("cli"),
     "contrib": layer("", "anyio"),
     "idempotency": layer("", "anyio"),
     "testing": layer(f"{RECIPES} _open _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis"),
@@ -87,9 +88,7 @@ def imports_of(path: Path) -> Iterator[str]:
             start = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
             # `from .backends import redis` names a module, `from ._types import Grant` does not.
-            yield from (
-                f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names
-            )
+            yield from (f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names)
 
 
 def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -27,7 +27,7 @@ COLOURS = ("sync", "asyncio", "trio")
 PATIENCE = 30.0
 """Seconds after which something is taken not to happen any more. A bound, never a measure."""
 
-AnyLease = Lease | AsyncLease
+_AnyLease = Lease | AsyncLease
 
 
 def case(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -43,7 +43,8 @@ def case(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[..
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "store", "colour")
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return pytest.mark.parametrize("colour", COLOURS)(run)
+    painted: Callable[..., None] = pytest.mark.parametrize("colour", COLOURS)(run)
+    return painted
 
 
 class Task:
@@ -89,12 +90,12 @@ class World:
     """Locks of one store as one colour sees them."""
 
     def __init__(self, store: Store, colour: str) -> None:
-        self.store = store
-        self.colour = colour
-        self.is_async = colour != "sync"
+        self.store: Store = store
+        self.colour: str = colour
+        self.is_async: bool = colour != "sync"
         self._tasks: anyio.abc.TaskGroup | None = None
         self._exits = ExitStack()
-        self.locks = self.connect()
+        self.locks: Manager = self.connect()
 
     def __enter__(self) -> World:
         return self
@@ -124,7 +125,7 @@ class World:
         try:
             anyio.run(main, backend=self.colour)
         except BaseException as error:
-            inner = getattr(error, "exceptions", ())
+            inner: Sequence[BaseException] = getattr(error, "exceptions", ())
             if len(inner) == 1:  # what the test raised, not the group that it came in
                 raise inner[0] from None
             raise
@@ -135,7 +136,7 @@ class World:
         if self._tasks is not None:
             self._tasks.start_soon(task.run, call)
         else:
-            threading.Thread(target=lambda: drive(task.run(call)), daemon=True).start()  # type: ignore[arg-type]
+            threading.Thread(target=lambda: drive(task.run(call)), daemon=True).start()
         return task
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -164,10 +165,10 @@ class World:
     async def try_acquire(self, lock: Lock) -> Any:
         return await lock.try_acquire_async() if self.is_async else lock.try_acquire()
 
-    async def release(self, lease: AnyLease) -> None:
+    async def release(self, lease: _AnyLease) -> None:
         await self._either(lease.release())
 
-    async def extend(self, lease: AnyLease, ttl: float | None = None) -> None:
+    async def extend(self, lease: _AnyLease, ttl: float | None = None) -> None:
         await self._either(lease.extend(ttl))
 
     async def inspect(self, key: str, manager: Manager | None = None) -> Any:
@@ -178,7 +179,7 @@ class World:
         return await self.locks.list_async(prefix) if self.is_async else self.locks.list(prefix)
 
     @asynccontextmanager
-    async def block(self, lock: Lock | AnyLease) -> AsyncIterator[Any]:
+    async def block(self, lock: Lock | _AnyLease) -> AsyncIterator[Any]:
         """``with`` or ``async with``."""
         if self.is_async:
             async with lock as lease:  # type: ignore[union-attr]

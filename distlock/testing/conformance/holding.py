@@ -15,8 +15,8 @@ from ..colours import World, case
 
 __all__ = ("Holding",)
 
-NOT_SECONDS = [0, 0.0004, -1, math.nan, math.inf, True, "5", 2**63]
-NAMES = [
+_NOT_SECONDS = [0, 0.0004, -1, math.nan, math.inf, True, "5", 2**63]
+_NAMES = [
     "{}",
     "{",
     "}",
@@ -92,7 +92,7 @@ class Holding:
     @case
     async def test_values_out_of_range_are_refused(self, world: World) -> None:
         """redis-py: a ttl of 0 or of a fraction of a millisecond was accepted, or deleted the key."""
-        for ttl in NOT_SECONDS:
+        for ttl in _NOT_SECONDS:
             with pytest.raises(ValueError, match="ttl"):
                 world.locks.lock("k", ttl=ttl)  # type: ignore[arg-type]
         for timeout in (-1, math.nan, math.inf, "5", True):
@@ -197,8 +197,8 @@ class Holding:
     @case
     async def test_names_are_independent(self, world: World) -> None:
         """bsm/redislock, redis-py: names that are prefixes of each other or of auxiliary keys."""
-        leases = [await world.acquire(world.locks.lock(name), timeout=0) for name in NAMES]
-        assert sorted(seen.key for seen in await world.list()) == sorted(NAMES)
+        leases = [await world.acquire(world.locks.lock(name), timeout=0) for name in _NAMES]
+        assert sorted(seen.key for seen in await world.list()) == sorted(_NAMES)
         for lease in leases:
             await world.release(lease)
         assert await world.list() == ()
@@ -234,7 +234,7 @@ class Holding:
 
         async def work() -> None:
             for _ in range(60):
-                lock = world.locks.lock(f"k{dice.randrange(3)}", timeout=dice.choice([0, 0.002, 0.02, 20]))
+                lock = world.locks.lock(f"k{dice.randrange(3)}", ttl=5, timeout=dice.choice([0, 0.002, 0.02, 20]))
                 with suppress(AcquireTimeout):
                     lease = await world.acquire(lock)
                     await world.sleep(dice.choice([0, 0, 0.002]))

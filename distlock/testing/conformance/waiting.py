@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -130,10 +131,8 @@ class Waiting:
             task = world.start(lambda: world.acquire(other.lock("k"), timeout=0.02))
             await world.sleep(0.014 + 0.001 * (n % 8))
             await world.release(lease)
-            try:
+            with suppress(AcquireTimeout):
                 await world.release(await task.result())
-            except AcquireTimeout:
-                pass
             async with world.block(world.locks.lock("k", timeout=20)):
                 pass
 
