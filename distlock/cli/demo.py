@@ -26,7 +26,7 @@ __all__ = ("app",)
 
 USAGE = 2
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

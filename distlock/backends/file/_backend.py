@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,7 +69,7 @@ class FileBackend(SyncBackend):
         self._held: dict[str, _Held] = {}
         self._lines: dict[str, Line] = {}
         self._mutex = threading.Lock()
-        self.path_of = lru_cache(maxsize=512)(lambda key: f"{self._folder}{os.sep}{file_name(key)}")
+        self.path_of: Callable[[str], str] = lru_cache(maxsize=512)(lambda key: f"{self._folder}{os.sep}{file_name(key)}")
 
     def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
         asked_at = now()

@@ -92,9 +92,10 @@ class AsyncPool:
             return await self._send(script.whole(frame), deadline, key)
 
     async def _send(self, frame: bytes, deadline: float, key: str | None) -> Reply:
-        if self._idle:
+        connection = await self._idle_connection()
+        if connection is not None:
             try:
-                return Reply(await self._exchange(self._idle.pop(), frame, deadline), again=False)
+                return Reply(await self._exchange(connection, frame, deadline), again=False)
             except NoScriptError:
                 raise
             except (ResponseError, TimeoutError, BusyLoadingError) as error:
@@ -103,6 +104,15 @@ class AsyncPool:
                 await self._clear()  # it died while it lay idle, and its siblings are as old
             return Reply(await self._send_fresh(frame, deadline, key, tried=True), again=True)
         return Reply(await self._send_fresh(frame, deadline, key, tried=False), again=False)
+
+    async def _idle_connection(self) -> AsyncConnection | None:
+        while self._idle:
+            connection: Any = self._idle.pop()
+            # What asyncio has seen die is not written to: its transport would break on that (before Python 3.12.2).
+            if not (connection._writer.is_closing() or connection._reader.at_eof()):
+                return connection  # type: ignore[no-any-return]
+            await connection.disconnect(nowait=True)
+        return None
 
     async def _send_fresh(self, frame: bytes, deadline: float, key: str | None, *, tried: bool) -> Any:
         if self._guard is None:
