@@ -113,7 +113,7 @@ class BaseLease:
 
     def __del__(self) -> None:
         hold: Hold | None = getattr(self, "_hold", None)
-        if hold is None or self._done or hold.ended:
+        if hold is None or self._done or hold.ended or hold.giving_up:
             return
         if hold.leave():
             self._watchdog.forget(hold)  # it ends by itself at its ttl; no I/O belongs here

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 __all__ = (
     "Busy",
@@ -105,7 +104,7 @@ class Waiter:
     """Thread or task."""
     site: str = ""
     """``file.py:line`` of the call."""
-    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(owner: str, about: str) -> Waiter:
@@ -182,7 +181,7 @@ def describe(host: str, pid: int, where: str, site: str, metadata: Mapping[str, 
 def _read(owner: str, about: str) -> dict[str, object]:
     try:
         data = json.loads(about)
-        metadata = MappingProxyType({str(k): str(v) for k, v in data.get("m", {}).items()})
+        metadata = {str(k): str(v) for k, v in data.get("m", {}).items()}
         return {
             "owner": owner,
             "host": str(data.get("h", "?")),

@@ -61,7 +61,9 @@ class Hold:
         """By the clock: a stopped or starved process sees LOST here before any thread tells it."""
         if self._ended is not None:
             return self._ended
-        if now() >= self.deadline and not self.giving_up:
+        if now() >= self.deadline:
+            if self.giving_up:  # its release got no answer, and now its time is up
+                return LeaseState.RELEASED
             self.lose("it was not renewed in time")
             return self._ended or LeaseState.LOST
         return LeaseState.UNKNOWN if self.doubtful or self.giving_up else LeaseState.HELD

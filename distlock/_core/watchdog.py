@@ -63,7 +63,7 @@ class Watchdog:
         due = min(hold.renew_at, hold.deadline)
         if due < self._next_look:
             # Kept after the hold is gone: else each short hold of an idle process would wake the thread twice.
-            self._alarm = due
+            self._alarm = self._next_look = due
             self._nudge()
 
     def forget(self, hold: Hold) -> None:

@@ -200,7 +200,7 @@ def open_url(url: str, *, namespace: str, op_timeout: float) -> MemoryBackend:
     """``memory://`` is a store of its own; ``memory://name`` is shared under its name in this process."""
     name = url.partition("://")[2]
     if "/" in name or "?" in name or "@" in name:
-        raise ConfigurationError(f"write memory:// or memory://name, not {url.partition('@')[0]!r}")
+        raise ConfigurationError("a memory:// URL is a name and nothing else: memory:// or memory://name")
     if not name:
         return MemoryBackend(namespace)
     return _shared.setdefault(f"{name}/{namespace}", MemoryBackend(f"{name}/{namespace}"))

@@ -69,7 +69,9 @@ class FileBackend(SyncBackend):
         self._held: dict[str, _Held] = {}
         self._lines: dict[str, Line] = {}
         self._mutex = threading.Lock()
-        self.path_of: Callable[[str], str] = lru_cache(maxsize=512)(lambda key: f"{self._folder}{os.sep}{file_name(key)}")
+        self.path_of: Callable[[str], str] = lru_cache(maxsize=512)(
+            lambda key: f"{self._folder}{os.sep}{file_name(key)}"
+        )
 
     def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
         asked_at = now()
