@@ -216,7 +216,7 @@ def test_loss_is_announced_while_the_store_hangs() -> None:
         deadlines: list[float] = []
         original = backend.renew
 
-        def hang(grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
+        def hang(grants: Sequence[Grant], deadline: float) -> Any:
             deadlines.append(deadline)
             gate.wait(max(0.0, deadline - now()))
             down()
