@@ -35,7 +35,7 @@ from distlock import (
 from distlock._core.adapt import Threaded
 from distlock._core.drive import drive
 from distlock._core.watchdog import Watchdog
-from distlock.backends.base import Busy, Claim, Grant, Renewal, SyncBackend, now, proven_until
+from distlock.backends.base import Busy, Claim, Grant, SyncBackend, now, proven_until
 from distlock.backends.memory import MemoryBackend
 
 PATIENCE = 20.0

@@ -147,7 +147,8 @@ class RedisBackend(SyncBackend):
         self._pool.clear()
 
     def native(self) -> AsyncBackend | None:
-        return AsyncRedisBackend(self) if _get_running_loop() is not None else None  # trio has no redis driver
+        on_asyncio = _get_running_loop() is not None  # trio has no redis driver
+        return AsyncRedisBackend(self) if on_asyncio and self.server.works_on_asyncio else None
 
     # Requests and replies, shared by both colours.
 

@@ -34,6 +34,8 @@ _NAMELESS = (
     else {"lib_name": None, "lib_version": None}
 )
 
+_TLS_ON_ASYNCIO = signature(redis.asyncio.SSLConnection.__init__).parameters
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -109,6 +111,13 @@ class Server:
             raise
         return connection  # type: ignore[no-any-return]
 
+    @property
+    def works_on_asyncio(self) -> bool:
+        """redis-py can do there all that is asked for. It has fewer options of TLS, such as no OCSP."""
+        return all(
+            name in _TLS_ON_ASYNCIO for name, value in self.settings.items() if name.startswith("ssl_") and value
+        )
+
     def async_connection(self, timeout: float) -> AsyncConnection:
         """An asyncio connection, not connected yet."""
         module = redis.asyncio
@@ -119,7 +128,10 @@ class Server:
         }
         retry = module.retry.Retry(redis.backoff.NoBackoff(), 0)
         # No timeout of the socket's own: the deadline around each exchange does better.
-        connection: AsyncConnection = kinds[self.kind](socket_timeout=None, **self._options(timeout, retry))
+        options = self._options(timeout, retry)
+        for name in [name for name in options if name.startswith("ssl_") and name not in _TLS_ON_ASYNCIO]:
+            del options[name]
+        connection: AsyncConnection = kinds[self.kind](socket_timeout=None, **options)
         return connection
 
     def _options(self, timeout: float, retry: object) -> dict[str, Any]:
