@@ -10,21 +10,19 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 __all__ = ("now", "seconds_left")
 
+now: Callable[[], float]
+"""Seconds on a clock that never steps and never stops."""
+
+# Functions of C: a lock asks for the time eight times between its acquiring and its release.
 if sys.platform == "linux":
-
-    def now() -> float:
-        """Seconds on a clock that never steps and never stops."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
+    now = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 elif sys.platform == "darwin":  # pragma: no cover - not run in CI
-
-    def now() -> float:
-        """Seconds on a clock that never steps and never stops."""
-        return time.clock_gettime(time.CLOCK_MONOTONIC)
-
+    now = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 else:  # pragma: no cover - not run in CI
     now = time.monotonic
 

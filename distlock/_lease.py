@@ -8,9 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
-
-import anyio
+from typing import TYPE_CHECKING, Any
 
 from ._core import release as _release
 from ._core.acquire import Line
@@ -22,6 +20,9 @@ from ._core.watchdog import Watchdog
 from ._errors import BackendUnavailable, LockLost, NotHeld, add_note
 from ._options import WhenLost, check_at_least, check_ttl
 from ._types import LeaseState
+
+if TYPE_CHECKING:
+    from anyio import CancelScope
 
 __all__ = ("AsyncLease", "Lease", "current")
 
@@ -180,12 +181,13 @@ class Lease(BaseLease):
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
         blocks.remove(self)
-        problem: Exception | None = None
+        self._leave(body)
+
+    def _leave(self, body: BaseException | None) -> None:
         try:
             self.release()
-        except Exception as error:  # noqa: BLE001 - _settle decides which error comes out
-            problem = error
-        self._settle(body, problem)
+        except Exception as problem:  # noqa: BLE001 - _settle decides which error comes out
+            self._settle(body, problem)
 
 
 class AsyncLease(BaseLease):
@@ -195,7 +197,7 @@ class AsyncLease(BaseLease):
 
     def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
         super().__init__(hold, line, watchdog, when_lost, keeper)
-        self._scope: anyio.CancelScope | None = None
+        self._scope: CancelScope | None = None
         self._cancel: Callable[[], object] = lambda: None
 
     async def release(self) -> None:
@@ -213,7 +215,9 @@ class AsyncLease(BaseLease):
         self.ensure_held()
         blocks.push(self)
         if self._when_lost == "cancel":
-            self._scope = scope = anyio.CancelScope()
+            from ._core.loops import CancelScope
+
+            self._scope = scope = CancelScope()
             scope.__enter__()
             self._cancel = _soon(poster(), scope.cancel)
             self._hold.on_lost(self._cancel)
@@ -223,6 +227,11 @@ class AsyncLease(BaseLease):
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
         blocks.remove(self)
+        return await self._leave(kind, body, trace)
+
+    async def _leave(
+        self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         swallowed = False
         problem: Exception | None = None
         try:

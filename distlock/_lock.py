@@ -81,9 +81,9 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease = blocks.find(lambda lease: lease.entered_by is self)
+        lease = blocks.take(lambda lease: lease.entered_by is self)
         assert isinstance(lease, Lease)
-        lease.__exit__(kind, body, trace)
+        lease._leave(body)
 
     async def __aenter__(self) -> AsyncLease:
         lease = await (await self.acquire_async()).__aenter__()
@@ -93,9 +93,9 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        lease = blocks.find(lambda lease: lease.entered_by is self)
+        lease = blocks.take(lambda lease: lease.entered_by is self)
         assert isinstance(lease, AsyncLease)
-        return await lease.__aexit__(kind, body, trace)
+        return await lease._leave(kind, body, trace)
 
     def __call__(self, function: F) -> F:
         """Decorates: each call holds the lock. The key is taken as it is, braces included."""

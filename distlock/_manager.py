@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from anyio.to_thread import run_sync
-
 from . import _who
 from ._clock import now
 from ._core.acquire import Line, acquire, timed_out
 from ._core.actor import current_actor, current_loop
-from ._core.adapt import Immediate, Threaded
+from ._core.adapt import Immediate
 from ._core.drive import drive
 from ._core.hold import Hold
-from ._core.runtime import AsyncRuntime, SyncRuntime
+from ._core.runtime import Runtime, SyncRuntime
 from ._core.watchdog import Watchdog
 from ._errors import Deadlock, DistLockError, Unsupported
 from ._lease import AsyncLease, BaseLease, Lease, blocks
@@ -229,6 +227,8 @@ class Manager:
         loop = current_loop()
         line = self._lines.get(loop)
         if line is None:
+            from ._core.loops import AsyncRuntime, Threaded
+
             backend = self._backend
             asynchronous: AsyncBackend
             if backend.never_blocks:
@@ -238,7 +238,7 @@ class Manager:
             line = self._lines[loop] = self._line_over(asynchronous, AsyncRuntime())
         return line
 
-    def _line_over(self, backend: AsyncBackend, runtime: SyncRuntime | AsyncRuntime) -> Line:
+    def _line_over(self, backend: AsyncBackend, runtime: Runtime) -> Line:
         return Line(backend, runtime, self._op_timeout, self._backend.address, self._watchdog.give_up)
 
     # The end.
@@ -259,6 +259,8 @@ class Manager:
 
     async def aclose(self) -> None:
         """`close` for asyncio and trio."""
+        from ._core.loops import run_sync
+
         line = self._lines.pop(current_loop(), None)
         await run_sync(self.close)
         if line is not None:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any
 
 from ._errors import ConfigurationError
@@ -62,6 +61,8 @@ def without_secrets(url: str) -> str:
 def _opener(scheme: str) -> Callable[..., SyncBackend]:
     if scheme in BUILT_IN:
         return _load(*BUILT_IN[scheme]).open_url  # type: ignore[no-any-return]
+    from importlib.metadata import entry_points  # takes as long to import as all of distlock
+
     found = entry_points(group="distlock.backends")
     for point in found:
         if point.name == scheme:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import socket
 import sys
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ _count = itertools.count(1)
 def after_fork() -> None:
     """Another process, other ids."""
     global _host, _pid, _process, _count
-    _host, _pid, _process = socket.gethostname(), os.getpid(), secrets.token_hex(10)
+    _host, _pid, _process = socket.gethostname(), os.getpid(), os.urandom(10).hex()
     _count = itertools.count(1)
     _plain.cache_clear()
 

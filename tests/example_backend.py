@@ -1,14 +1,15 @@
 """A backend of a third party, whole: locks as rows of an SQLite file, with a ttl and without a queue.
 
-Waiters are told when to ask again by the ttl of the holder, and by a release within the same process.
+Waiters ask again when the holder's ttl has passed, and at once after a release within the same process.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import TypeVar
 
 from distlock.backends.base import (
     BackendUnavailable,
@@ -26,16 +27,24 @@ from distlock.backends.base import (
     Wake,
     now,
     proven_until,
+    seconds_left,
 )
 
-WAITING: dict[str, dict[str, tuple[Claim, Wake]]] = {}
-"""By file: who waits in this process."""
+T = TypeVar("T")
 
 SCHEMA = """
-create table if not exists locks
-  (key text primary key, claim text, owner text, token int, since real, ends real, about text);
-create table if not exists tokens (last int); insert into tokens select 0 where not exists (select * from tokens);
+pragma synchronous = off;
+create table if not exists locks (
+    key text primary key, claim text, owner text, token integer, since real, ends real, about text);
+create table if not exists last (token integer);
+insert into last select 0 where not exists (select * from last);
 """
+EXPIRE = "delete from locks where key = ? and ends <= ?"
+GIVE = "insert into locks select ?, ?, ?, token, ?, ?, ? from last"
+PROLONG = "update locks set ends = max(ends, ?) where claim = ? and ends > ?"
+SHOW = "select key, claim, owner, about, token, since, ends from locks where ends > ?"
+WAITING: dict[str, dict[str, tuple[Claim, Wake]]] = {}
+"""Who waits in this process, by file."""
 
 
 class SQLiteBackend(SyncBackend):
@@ -49,101 +58,83 @@ class SQLiteBackend(SyncBackend):
         extend=True,
     )
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, namespace: str = "default") -> None:
         self.address: str = f"sqlite://{path}"
-        self._path = path
-        self._waiting = WAITING.setdefault(path, {})
-        with self._step() as db:
-            db.executescript(SCHEMA)
+        self._file = f"{path}.{namespace}"
+        self._waiting = WAITING.setdefault(self._file, {})
 
     def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
-        asked_at, t = now(), time.time()
-        with self._step() as db:
-            db.execute("delete from locks where key = ? and ends <= ?", (claim.key, t))
-            row = db.execute(
-                "select claim, token, owner, about, since, ends from locks where key = ?", (claim.key,)
-            ).fetchone()
-            if row is None:
-                db.execute("update tokens set last = last + 1")
-                (token,) = db.execute("select last from tokens").fetchone()
-                owner = claim.owner or claim.id
-                db.execute("insert into locks values (?, ?, ?, ?, ?, ?, ?)",
-                           (claim.key, claim.id, owner, token, t, t + claim.ttl, claim.about))  # fmt: skip
-            elif row[0] != claim.id:
-                return Busy(claim, _holder(t, *row[1:]), retry_after=row[5] - t)
-            else:
-                token = row[1]
-                db.execute("update locks set ends = ? where claim = ?", (t + claim.ttl, claim.id))
-        return Grant(claim, token, proven_until(asked_at, claim.ttl))
+        asked_at = now()
+
+        def step(db: sqlite3.Connection) -> Grant | Busy:
+            t = time.time()
+            db.execute(EXPIRE, (claim.key, t))
+            holder = db.execute(SHOW + " and key = ?", (t, claim.key)).fetchone()
+            if holder is None:
+                db.execute("update last set token = token + 1")
+                db.execute(GIVE, (claim.key, claim.id, claim.owner or claim.id, t, t + claim.ttl, claim.about))
+            elif holder[1] != claim.id:
+                return Busy(claim, _holder(holder), retry_after=holder[-1] - t)
+            else:  # the reply to an earlier request was lost
+                db.execute(PROLONG, (t + claim.ttl, claim.id, t))
+            (token,) = db.execute("select token from locks where claim = ?", (claim.id,)).fetchone()
+            return Grant(claim, token, proven_until(asked_at, claim.ttl))
+
+        return self._transact(step, deadline)
 
     def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
-        self._waiting[busy.claim.id] = (busy.claim, wake)
+        self._waiting[busy.claim.id] = busy.claim, wake
         wake()  # it may have become free since
         return _Watch(self._waiting, busy.claim.id)
 
     def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
-        self._waiting.pop(claim.id, None)
-        self._delete(claim)
+        self._give_up(claim, deadline)
 
     def release(self, grant: Grant, deadline: float) -> bool:
-        return self._delete(grant.claim)
+        return self._give_up(grant.claim, deadline)
 
     def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
         return [self.extend(grant, grant.claim.ttl, deadline) for grant in grants]
 
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at, t = now(), time.time()
-        with self._step() as db:
-            done = db.execute(
-                "update locks set ends = max(ends, ?) where claim = ? and ends > ?", (t + ttl, grant.claim.id, t)
-            )
-        return Renewal(LeaseState.HELD, proven_until(asked_at, ttl)) if done.rowcount else Renewal(LeaseState.LOST)
+        parameters = (t + ttl, grant.claim.id, t)
+        if self._transact(lambda db: db.execute(PROLONG, parameters).rowcount, deadline):
+            return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
+        return Renewal(LeaseState.LOST)
 
     def inspect(self, key: str, deadline: float) -> Inspection:
-        (found,) = [*self.list(key, deadline)] or [Inspection(key, None)]
-        return Inspection(key, found.holder, self._waiters(key)) if found.key == key else Inspection(key, None)
+        return next((seen for seen in self.list(key, deadline) if seen.key == key), Inspection(key, None))
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
-        t = time.time()
-        with self._step() as db:
-            rows = db.execute("select key, token, owner, about, since, ends from locks where ends > ?", (t,)).fetchall()
-        for key, *rest in rows:
-            if key.startswith(prefix):
-                yield Inspection(key, _holder(t, *rest), self._waiters(key))
+        rows = self._transact(lambda db: db.execute(SHOW, (time.time(),)).fetchall(), deadline)
+        waiting = [claim for claim, _ in [*self._waiting.values()]]
+        for row in rows:
+            waiters = [Waiter.read(claim.owner or claim.id, claim.about) for claim in waiting if claim.key == row[0]]
+            if row[0].startswith(prefix):
+                yield Inspection(row[0], _holder(row), tuple(waiters))
 
     def lose(self, key: str) -> None:
-        with self._step() as db:
-            db.execute("delete from locks where key = ?", (key,))
+        self._transact(lambda db: db.execute("delete from locks where key = ?", (key,)), now() + 5)
 
-    def close(self) -> None:
-        pass
-
-    def after_fork(self) -> None:
-        self._waiting.clear()
-
-    def _delete(self, claim: Claim) -> bool:
-        with self._step() as db:
-            done = db.execute("delete from locks where claim = ? and ends > ?", (claim.id, time.time()))
-        for waiting, wake in list(self._waiting.values()):
+    def _give_up(self, claim: Claim, deadline: float) -> bool:
+        query = "delete from locks where claim = ? and ends > ?"
+        deleted = self._transact(lambda db: db.execute(query, (claim.id, time.time())).rowcount, deadline)
+        for waiting, wake in [*self._waiting.values()]:
             if waiting.key == claim.key:
                 wake()
-        return done.rowcount > 0
+        return deleted > 0
 
-    def _waiters(self, key: str) -> tuple[Waiter, ...]:
-        claims = [claim for claim, _ in list(self._waiting.values()) if claim.key == key]
-        return tuple(Waiter.read(claim.owner or claim.id, claim.about) for claim in claims)
-
-    @contextmanager
-    def _step(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self._path, timeout=5, isolation_level=None)
+    def _transact(self, step: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         try:
-            db.execute("begin immediate")
-            yield db
-            db.execute("commit") if db.in_transaction else None
+            with closing(sqlite3.connect(self._file, timeout=seconds_left(deadline), isolation_level=None)) as db:
+                db.executescript(SCHEMA)
+                db.execute("begin immediate")
+                outcome = step(db)
+                db.execute("commit")
+                return outcome
         except sqlite3.Error as error:
-            raise BackendUnavailable(f"{error} [{self.address}]", backend=self.address) from error
-        finally:
-            db.close()
+            raise BackendUnavailable(f"{error} [{self.address}]", backend=self.address, sent=True) from error
 
 
 class _Watch:
@@ -154,5 +145,12 @@ class _Watch:
         self._waiting.pop(self._claim_id, None)
 
 
-def _holder(t: float, token: int, owner: str, about: str, since: float, ends: float) -> Holder:
+def _holder(row: tuple[str, str, str, str, int, float, float]) -> Holder:
+    _, _, owner, about, token, since, ends = row
+    t = time.time()
     return Holder.found(owner, about, token=token, held_for=t - since, ttl=ends - t)
+
+
+def open_url(url: str, *, namespace: str, op_timeout: float) -> SQLiteBackend:
+    """What the entry point names: ``sqlite:///file``."""
+    return SQLiteBackend(url.removeprefix("sqlite://"), namespace)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from distlock._open import BUILT_IN
 from distlock.testing import Conformance, Store, redis_store
 
 from .example_backend import SQLiteBackend
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.may_block
@@ -25,7 +29,9 @@ class TestMemory(Conformance):
             with backend._mutex:
                 del backend._locks[key]
 
-        return Store(connect=lambda: distlock.connect(url), lose=lose, left=lambda: [*backend._locks, *backend._wakes])
+        return Store(
+            connect=partial(distlock.connect, url), lose=lose, left=lambda: [*backend._locks, *backend._wakes]
+        )
 
 
 class TestFile(Conformance):
@@ -34,7 +40,7 @@ class TestFile(Conformance):
         url = f"file://{tmp_path}"
         backend: Any = distlock.connect(url)._backend
         return Store(
-            connect=lambda: distlock.connect(url),
+            connect=partial(distlock.connect, url),
             lose=lambda key: Path(backend.path_of(key)).unlink(),
             url=url,
             left=lambda: [*tmp_path.glob("*/*.lock")],
@@ -48,10 +54,19 @@ class TestRedis(Conformance):
 
 
 class TestExample(Conformance):
+    """A backend as a third party has it: another package, which is found by its entry point."""
+
     @pytest.fixture
-    def store(self, tmp_path: Path) -> Store:
-        backend = SQLiteBackend(str(tmp_path / "locks.db"))
-        return Store(connect=lambda: distlock.connect(SQLiteBackend(backend._path)), lose=backend.lose)
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+        package = tmp_path / "example-1.dist-info"
+        package.mkdir()
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1\n")
+        (package / "entry_points.txt").write_text("[distlock.backends]\nsqlite = tests.example_backend:open_url\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+        url = f"sqlite://{tmp_path / 'locks'}"
+        backend = SQLiteBackend(str(tmp_path / "locks"))
+        return Store(connect=partial(distlock.connect, url), lose=backend.lose, url=url)
 
 
 def test_every_backend_goes_through_the_suite() -> None:

@@ -32,8 +32,8 @@ from distlock import (
     current,
     locked,
 )
-from distlock._core.adapt import Threaded
 from distlock._core.drive import drive
+from distlock._core.loops import Threaded
 from distlock._core.watchdog import Watchdog
 from distlock.backends.base import Busy, Claim, Grant, SyncBackend, now, proven_until
 from distlock.backends.memory import MemoryBackend
@@ -620,7 +620,7 @@ def test_an_entry_point_adds_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint, EntryPoints
 
     point = EntryPoint("mine", "distlock.backends.memory:open_url", "distlock.backends")
-    monkeypatch.setattr("distlock._open.entry_points", lambda group: EntryPoints([point]))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: EntryPoints([point]))
     with distlock.connect("mine://", namespace="x") as locks:
         assert locks.address == "memory://x"
 

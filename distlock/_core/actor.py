@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from asyncio import current_task
-from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,8 @@ Post = Callable[[Callable[[], object]], object]
 
 def current_actor() -> object:
     """The running task, else the running thread."""
-    if _get_running_loop() is not None and (task := current_task()) is not None:
+    loop = _running_loop()
+    if loop is not None and (task := _asyncio().current_task(loop)) is not None:
         return task
     if "trio" in sys.modules and (trio_task := _trio_task()) is not None:
         return trio_task
@@ -36,7 +35,7 @@ def actor_name(actor: object) -> str:
 
 def current_loop() -> object:
     """The running event loop, as an object that lives as long as it does."""
-    loop = _get_running_loop()
+    loop = _running_loop()
     if loop is not None:
         return loop
     if "trio" in sys.modules and _trio_task() is not None:
@@ -49,10 +48,25 @@ def poster() -> Post:
 
     It raises RuntimeError once that loop has ended.
     """
-    loop = _get_running_loop()
+    loop = _running_loop()
     if loop is not None:
-        return loop.call_soon_threadsafe
+        return loop.call_soon_threadsafe  # type: ignore[no-any-return]
     return _trio().lowlevel.current_trio_token().run_sync_soon  # type: ignore[no-any-return]
+
+
+# Neither is imported here: who uses one has done so, and asyncio takes longer to import than all of distlock.
+
+
+def _asyncio() -> Any:
+    return sys.modules["asyncio"]
+
+
+def _running_loop() -> Any:
+    events = sys.modules.get("asyncio.events")
+    try:
+        return None if events is None else events._get_running_loop()
+    except AttributeError:  # half imported
+        return None
 
 
 def _trio() -> Any:
@@ -61,6 +75,9 @@ def _trio() -> Any:
 
 def _trio_task() -> object | None:
     try:
-        return _trio().lowlevel.current_task()  # type: ignore[no-any-return]
+        lowlevel = _trio().lowlevel
+        # Asked first where it can be (trio 0.26), as the exception costs ten times as much.
+        inside = getattr(lowlevel, "in_trio_task", None)
+        return lowlevel.current_task() if inside is None or inside() else None
     except (RuntimeError, AttributeError):  # not in trio; or trio is half imported
         return None

@@ -1,18 +1,12 @@
-"""A sync backend as an async one: called in place, or in worker threads."""
+"""A sync backend as an async one, called in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import anyio
-from anyio.to_thread import run_sync
+from collections.abc import Sequence
 
 from ..backends.base import Busy, Claim, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
 
-__all__ = ("Immediate", "Threaded")
-
-T = TypeVar("T")
+__all__ = ("Immediate",)
 
 
 class Immediate:
@@ -46,71 +40,3 @@ class Immediate:
 
     async def aclose(self) -> None:
         pass
-
-
-class Threaded:
-    """Runs a blocking backend in worker threads, which gives asyncio and trio to every driver.
-
-    A cancelled caller goes on at once, and what the thread it left behind brings is given back by that thread.
-    Calls that give something back have places of their own, so that a crowd of acquirers never keeps them out.
-    """
-
-    def __init__(self, backend: SyncBackend, give_up: Callable[[Claim], object]) -> None:
-        self._sync = backend
-        self._give_up = give_up
-        self._asking = anyio.CapacityLimiter(32)
-        self._giving = anyio.CapacityLimiter(8)
-
-    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
-        abandoned: list[bool] = []
-
-        def call() -> Grant | Busy:
-            outcome = self._sync.acquire(claim, deadline)
-            if abandoned:  # the caller has withdrawn already, perhaps before this came to pass
-                self._give_up(claim)
-            return outcome
-
-        try:
-            return await run_sync(call, abandon_on_cancel=True, limiter=self._asking)
-        except BaseException:
-            abandoned.append(True)
-            raise
-
-    async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
-        made: list[Subscription] = []
-        abandoned: list[bool] = []
-
-        def call() -> Subscription:
-            made.append(self._sync.watch(busy, wake, deadline))
-            if abandoned:
-                made[0].close()
-            return made[0]
-
-        try:
-            return await run_sync(call, abandon_on_cancel=True, limiter=self._asking)
-        except BaseException:
-            abandoned.append(True)
-            for subscription in made:  # made just before the cancellation: closing twice does no harm
-                subscription.close()
-            raise
-
-    async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
-        await self._give(lambda: self._sync.withdraw(claim, deadline, in_flight=in_flight))
-
-    async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
-        return await self._give(lambda: self._sync.extend(grant, ttl, deadline))
-
-    async def release(self, grant: Grant, deadline: float) -> bool:
-        return await self._give(lambda: self._sync.release(grant, deadline))
-
-    async def inspect(self, key: str, deadline: float) -> Inspection:
-        return await self._give(lambda: self._sync.inspect(key, deadline))
-
-    async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]:
-        return await self._give(lambda: tuple(self._sync.list(prefix, deadline)))
-
-    async def aclose(self) -> None:
-        pass
-
-    async def _give(self, call: Callable[[], T]) -> T:
-        return await run_sync(call, abandon_on_cancel=True, limiter=self._giving)

@@ -34,36 +34,35 @@ class Blocks(Generic[T]):
         stack = self._stacks.get(current_actor())
         return stack[-1] if stack else None
 
-    def find(self, wanted: Callable[[T], bool]) -> T:
-        """The innermost such block of the running thread or task; if it has none, the sole one open elsewhere.
+    def take(self, wanted: Callable[[T], bool]) -> T:
+        """Out of here: the innermost such block of the running thread or task; if it has none, the sole one open
+        elsewhere.
 
         The second case is a framework that enters a block in one thread of its pool and leaves it in another.
         """
-        for block in reversed(self._stacks.get(current_actor(), ())):
+        here = current_actor()
+        for block in reversed(self._stacks.get(here, ())):
             if wanted(block):
+                self._remove(here, block)
                 return block
-        elsewhere = [block for stack in list(self._stacks.values()) for block in stack if wanted(block)]
+        elsewhere = [(actor, block) for actor, stack in list(self._stacks.items()) for block in stack if wanted(block)]
         if len(elsewhere) != 1:
             raise RuntimeError(
                 f"a lock block is left in a thread or task that did not enter it, and {len(elsewhere)} are open"
                 " elsewhere: use acquire() and release the lease it returns"
             )
-        return elsewhere[0]
+        self._remove(*elsewhere[0])
+        return elsewhere[0][1]
 
     def remove(self, block: T) -> None:
         """``block`` is left, wherever it was opened."""
-        here = current_actor()
-        if self._remove(here, block):
-            return
-        for actor in list(self._stacks):
-            if self._remove(actor, block):
+        for actor in (current_actor(), *self._stacks):
+            if block in self._stacks.get(actor, ()):
+                self._remove(actor, block)
                 return
 
-    def _remove(self, actor: object, block: T) -> bool:
-        stack = self._stacks.get(actor)
-        if stack is None or block not in stack:
-            return False
+    def _remove(self, actor: object, block: T) -> None:
+        stack = self._stacks[actor]
         stack.remove(block)
         if not stack:
             self._stacks.pop(actor, None)
-        return True

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-import anyio
-
 from .._clock import seconds_left
-from .actor import poster
 
-__all__ = ("AsyncRuntime", "Runtime", "Signal", "SyncRuntime")
+__all__ = ("Runtime", "Signal", "SyncRuntime")
 
 
 class Signal(Protocol):
@@ -50,6 +47,9 @@ class _ThreadSignal:
         self._event.clear()
 
 
+NO_SHIELD = nullcontext()
+
+
 class SyncRuntime:
     """For threads."""
 
@@ -57,34 +57,4 @@ class SyncRuntime:
         return _ThreadSignal()
 
     def shield(self, deadline: float) -> AbstractContextManager[object]:
-        return nullcontext()  # every call below is bounded by its deadline, and Ctrl-C is the caller's will
-
-
-class _LoopSignal:
-    __slots__ = ("_event", "_post")
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        self._post = poster()
-
-    def set(self) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
-            self._post(self._fire)
-
-    def _fire(self) -> None:
-        self._event.set()
-
-    async def wait(self, deadline: float) -> None:
-        with anyio.move_on_after(seconds_left(deadline)):
-            await self._event.wait()
-        self._event = anyio.Event()
-
-
-class AsyncRuntime:
-    """For asyncio and trio."""
-
-    def signal(self) -> Signal:
-        return _LoopSignal()
-
-    def shield(self, deadline: float) -> AbstractContextManager[object]:
-        return anyio.fail_after(seconds_left(deadline), shield=True)
+        return NO_SHIELD  # every call below is bounded by its deadline, and Ctrl-C is the caller's will

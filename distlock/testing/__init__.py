@@ -2,13 +2,15 @@
 
 ::
 
+    from functools import partial
+
     import distlock.testing
     import pytest
 
     class TestMine(distlock.testing.Conformance):
         @pytest.fixture
         def store(self):
-            return distlock.testing.Store(connect=lambda: distlock.connect(MyBackend()), lose=my_store.delete)
+            return distlock.testing.Store(connect=partial(distlock.connect, "mine://…"), lose=my_store.delete)
 """
 
 from .colours import COLOURS, Task, World, case

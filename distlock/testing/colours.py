@@ -20,7 +20,7 @@ from .. import AsyncLease, Lease, Lock, Manager
 from .._core.drive import drive
 from .faults import Store
 
-__all__ = ("COLOURS", "PATIENCE", "Task", "World", "case")
+__all__ = ("COLOURS", "PATIENCE", "Task", "World", "async_case", "case")
 
 COLOURS = ("sync", "asyncio", "trio")
 
@@ -32,7 +32,17 @@ _AnyLease = Lease | AsyncLease
 
 def case(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """A method of the suite, an async function, as one pytest test a colour."""
+    return _in_colours(test, COLOURS)
 
+
+def async_case(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """The same for what only event loops have, such as cancellation."""
+    return _in_colours(test, COLOURS[1:])
+
+
+def _in_colours(
+    test: Callable[[Any, World], Coroutine[Any, Any, None]], colours: tuple[str, ...]
+) -> Callable[..., None]:
     def run(self: Any, store: Store, colour: str) -> None:
         with World(store, colour) as world:
             world.run(lambda: test(self, world))
@@ -43,8 +53,7 @@ def case(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[..
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "store", "colour")
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    painted: Callable[..., None] = pytest.mark.parametrize("colour", COLOURS)(run)
-    return painted
+    return pytest.mark.parametrize("colour", colours)(run)
 
 
 class Task:
@@ -105,9 +114,9 @@ class World:
     ) -> None:
         self._exits.close()
 
-    def connect(self) -> Manager:
+    def connect(self, **options: Any) -> Manager:
         """One more client of the store, closed after the test."""
-        manager = self.store.connect()
+        manager = self.store.connect(**options)
         self._exits.callback(manager.close)
         return manager
 
@@ -175,8 +184,9 @@ class World:
         manager = manager or self.locks
         return await manager.inspect_async(key) if self.is_async else manager.inspect(key)
 
-    async def list(self, prefix: str = "") -> Any:
-        return await self.locks.list_async(prefix) if self.is_async else self.locks.list(prefix)
+    async def list(self, prefix: str = "", manager: Manager | None = None) -> Any:
+        manager = manager or self.locks
+        return await manager.list_async(prefix) if self.is_async else manager.list(prefix)
 
     @asynccontextmanager
     async def block(self, lock: Lock | _AnyLease) -> AsyncIterator[Any]:

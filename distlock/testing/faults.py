@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from .. import Manager, connect
 
@@ -14,7 +15,8 @@ __all__ = ("Store", "redis_store")
 class Store:
     """One store; each call of ``connect`` is one more client of it."""
 
-    connect: Callable[[], Manager]
+    connect: Callable[..., Manager]
+    """`distlock.connect` with the target filled in; it is given a ``namespace`` at times."""
     lose: Callable[[str], object]
     """Makes the lease of a key vanish behind its holder's back."""
     url: str | None = None
@@ -35,4 +37,4 @@ def redis_store(url: str) -> Store:
         with redis.Redis.from_url(url) as client:
             client.delete(f"distlock:{{default:{key}}}")
 
-    return Store(connect=lambda: connect(url), lose=lose, url=url, left=keys)
+    return Store(connect=partial(connect, url), lose=lose, url=url, left=keys)

@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from redis import Connection
-from redis.exceptions import (
-    BusyLoadingError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
 
 from ..base import BackendUnavailable, now
 from ._connect import Server, mapped
 from ._scripts import Script
+from ._wire import Wire
 
 __all__ = ("Pool", "Reply", "released")
 
@@ -46,7 +40,7 @@ class Pool:
     def __init__(self, server: Server, op_timeout: float) -> None:
         self._server = server
         self._op_timeout = op_timeout
-        self._idle: deque[Connection] = deque()
+        self._idle: deque[Wire] = deque()
         self._closed = False
 
     def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Reply:
@@ -60,14 +54,14 @@ class Pool:
         """The reply to one request; errors are ours, but for NoScriptError."""
         left = deadline - now()
         try:
-            connection = self._idle.pop()
+            wire = self._idle.pop()
         except IndexError:
             return Reply(self._send_fresh(frame, left, key), again=False)
         try:
-            return Reply(self._exchange(connection, frame, left), again=False)
+            return Reply(self._exchange(wire, frame, left), again=False)
         except NoScriptError:
             raise
-        except (ResponseError, RedisTimeoutError, BusyLoadingError) as error:
+        except (ResponseError, TimeoutError, BusyLoadingError) as error:
             raise mapped(error, self._server.address, key=key) from error
         except (RedisError, OSError):
             pass
@@ -81,43 +75,39 @@ class Pool:
     def _send_fresh(self, frame: bytes, left: float, key: str | None) -> Any:
         deadline = now() + left
         try:
-            connection = self._server.connect(left, self._op_timeout)
+            wire = Wire(self._server.connect(left, self._op_timeout), self._op_timeout)
         except (RedisError, OSError) as error:
             raise mapped(error, self._server.address, key=key, sent=False) from error
         try:
-            return self._exchange(connection, frame, deadline - now())
+            return self._exchange(wire, frame, deadline - now())
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
             raise mapped(error, self._server.address, key=key) from error
 
-    def _exchange(self, connection: Connection, frame: bytes, left: float) -> Any:
+    def _exchange(self, wire: Wire, frame: bytes, left: float) -> Any:
         try:
-            connection.send_packed_command((frame,), check_health=False)
-            # The socket's own timeout does for a full budget; asking first costs a system call.
-            if left < 0.9 * self._op_timeout and not connection.can_read(max(0.0, left)):
-                raise RedisTimeoutError("Timeout reading from socket")
-            reply: Any = connection.read_response(disable_decoding=True)
+            reply = wire.ask(frame, left)
         except ResponseError:
-            self._give_back(connection)
+            self._give_back(wire)
             raise
         except BaseException:  # the reply may still come: this connection must not be used again
-            connection.disconnect()
+            wire.close()
             raise
-        self._give_back(connection)
+        self._give_back(wire)
         return reply
 
-    def _give_back(self, connection: Connection) -> None:
+    def _give_back(self, wire: Wire) -> None:
         if self._closed or len(self._idle) >= MOST_IDLE:
-            connection.disconnect()
+            wire.close()
         else:
-            self._idle.append(connection)
+            self._idle.append(wire)
 
     def clear(self) -> None:
         """Drops the idle connections."""
         while self._idle:
             try:
-                self._idle.pop().disconnect()
+                self._idle.pop().close()
             except IndexError:
                 return
 

@@ -1,0 +1,77 @@
+"""``python -m benchmarks``: runs them one after the other and prints one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from ._run import BENCHMARKS, run
+from ._table import table
+
+
+def main() -> int:
+    """The exit code: 0 unless a benchmark could not be run. A target that is missed is told, not judged."""
+    options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
+    reports, failed = [], []
+    try:
+        with _progress(len(options.only)) as tell:
+            for name in options.only:
+                report = run(name, tell)
+                (failed.append(name) if report is None else reports.append(report))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps([asdict(report) for report in reports], indent=1, ensure_ascii=False))
+    else:
+        print(table(reports))
+    for name in failed:
+        print(f"{name} could not be run", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="See docs/benchmarks.md.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=BENCHMARKS,
+        metavar="NAME",
+        help=f"one of {', '.join(BENCHMARKS)}; repeatable",
+    )
+    options = parser.parse_args()
+    options.only = options.only or list(BENCHMARKS)
+    return options
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, bool], object]]:
+    """Shows what runs, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda name, done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("{task.fields[rounds]} rounds"), console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=total, rounds=0)
+        rounds: dict[str, int] = {}
+
+        def tell(name: str, done: bool) -> None:
+            rounds[name] = rounds.get(name, 0) + 1
+            progress.update(task, description=name, advance=1 if done else 0, rounds=rounds[name])
+
+        yield tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

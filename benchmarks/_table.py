@@ -1,0 +1,45 @@
+"""The results for people, in Markdown so that they can go into the documentation as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ._measure import Report, Row, Spread
+
+__all__ = ("table",)
+
+
+def table(reports: Sequence[Report]) -> str:
+    """All results, and under which conditions they came about."""
+    lines = [
+        "| benchmark | way | median (min–max) | ratio to the first row | target | note |",
+        "|---|---|--:|--:|---|---|",
+    ]
+    for report in reports:
+        for number, row in enumerate(report.rows):
+            lines.append(_line(f"**{report.name}**: {report.what}" if number == 0 else "", row))
+    return "\n".join([*lines, "", *_conditions(reports)])
+
+
+def _line(title: str, row: Row) -> str:
+    ratio = f"{_figures(row.ratio)}" if row.ratio else ""
+    targets = "; ".join(f"{target}: {'✓' if got <= target.most else '✗'} {got:.2f}" for target, got in row.targets)
+    return f"| {title} | {row.name} | {_figures(row.value)} {row.unit} | {ratio} | {targets} | {row.note} |"
+
+
+def _figures(spread: Spread) -> str:
+    if spread.low == spread.high:
+        return f"{spread.median:.3g}"
+    return f"{_plain(spread.median)} ({_plain(spread.low)}–{_plain(spread.high)})"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _conditions(reports: Sequence[Report]) -> list[str]:
+    merged: dict[str, dict[str, None]] = {}
+    for report in reports:
+        for name, value in report.conditions.items():
+            merged.setdefault(name, {})[value] = None
+    return [f"- {name}: {', '.join(values)}" for name, values in merged.items()]
