@@ -32,13 +32,12 @@ from distlock.backends.base import (
 
 T = TypeVar("T")
 
-SCHEMA = """
-pragma synchronous = off;
-create table if not exists locks (
-    key text primary key, claim text, owner text, token integer, since real, ends real, about text);
-create table if not exists last (token integer);
-insert into last select 0 where not exists (select * from last);
-"""
+SCHEMA = (
+    "create table if not exists locks ("
+    "key text primary key, claim text, owner text, token integer, since real, ends real, about text)",
+    "create table if not exists last (token integer)",
+    "insert into last select 0 where not exists (select * from last)",
+)
 EXPIRE = "delete from locks where key = ? and ends <= ?"
 GIVE = "insert into locks select ?, ?, ?, token, ?, ?, ? from last"
 PROLONG = "update locks set ends = max(ends, ?) where claim = ? and ends > ?"
@@ -128,8 +127,10 @@ class SQLiteBackend(SyncBackend):
     def _transact(self, step: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         try:
             with closing(sqlite3.connect(self._file, timeout=seconds_left(deadline), isolation_level=None)) as db:
-                db.executescript(SCHEMA)
+                db.execute("pragma synchronous = off")
                 db.execute("begin immediate")
+                for statement in SCHEMA:
+                    db.execute(statement)
                 outcome = step(db)
                 db.execute("commit")
                 return outcome

@@ -29,9 +29,7 @@ class TestMemory(Conformance):
             with backend._mutex:
                 del backend._locks[key]
 
-        return Store(
-            connect=partial(distlock.connect, url), lose=lose, left=lambda: [*backend._locks, *backend._wakes]
-        )
+        return Store(connect=partial(distlock.connect, url), lose=lose, left=lambda: [*backend._locks, *backend._wakes])
 
 
 class TestFile(Conformance):

@@ -53,7 +53,8 @@ def _in_colours(
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "store", "colour")
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return pytest.mark.parametrize("colour", colours)(run)
+    painted: Callable[..., None] = pytest.mark.parametrize("colour", colours)(run)
+    return painted
 
 
 class Task:
@@ -105,6 +106,7 @@ class World:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._exits = ExitStack()
         self.locks: Manager = self.connect()
+        self.other: Manager = self.connect()
 
     def __enter__(self) -> World:
         return self

@@ -41,7 +41,7 @@ class Holding:
     @case
     async def test_one_at_a_time(self, world: World) -> None:
         """The whole point, among tasks or threads of two clients."""
-        other = world.connect()
+        other = world.other
         inside = 0
         tokens: list[int] = []
 
@@ -81,9 +81,9 @@ class Holding:
     async def test_try_gives_none_when_taken(self, world: World) -> None:
         """tooz: an error of the store is not "taken", and "taken" is not an error."""
         async with world.block(world.locks.lock("k")):
-            assert await world.try_acquire(world.connect().lock("k")) is None
+            assert await world.try_acquire(world.other.lock("k")) is None
             with pytest.raises(AcquireTimeout):
-                await world.acquire(world.connect().lock("k"), timeout=0)
+                await world.acquire(world.other.lock("k"), timeout=0)
         lease = await world.try_acquire(world.locks.lock("k"))
         async with world.block(lease):
             assert await world.try_acquire(world.locks.lock("k")) is None
@@ -131,7 +131,7 @@ class Holding:
             thread = threading.Thread(target=lease.release)
             thread.start()
             thread.join()
-        async with world.block(world.connect().lock("k", timeout=0)):
+        async with world.block(world.other.lock("k", timeout=0)):
             pass
 
     @case
@@ -140,7 +140,7 @@ class Holding:
             with pytest.raises(kind):
                 async with world.block(world.locks.lock("k")):
                     raise kind
-            async with world.block(world.connect().lock("k", timeout=0)):
+            async with world.block(world.other.lock("k", timeout=0)):
                 pass
 
     @case
@@ -173,7 +173,7 @@ class Holding:
             assert outer.ensure_held() == outer.token
             task = world.start(lambda: world.try_acquire(lock))  # another thread, or a child task
             assert await task.result() is None
-        async with world.block(world.connect().lock("k", timeout=0)):
+        async with world.block(world.other.lock("k", timeout=0)):
             pass
 
     @case
@@ -182,7 +182,7 @@ class Holding:
             with pytest.raises(Unsupported):
                 world.locks.lock("k", reentrant=True, owner="me")
             return
-        other = world.connect()
+        other = world.other
         first = await world.acquire(world.locks.lock("k", reentrant=True, owner="me"))
         second = await world.acquire(other.lock("k", reentrant=True, owner="me"), timeout=30)
         assert second.token == first.token
@@ -213,14 +213,24 @@ class Holding:
             assert len(await world.list("a")) == 2
 
     @case
+    async def test_namespaces_are_independent(self, world: World) -> None:
+        apart = await world.aside(lambda: world.connect(namespace="apart"))
+        async with world.block(world.locks.lock("k")), world.block(apart.lock("k", timeout=0)):
+            assert await world.list(manager=apart) != ()
+            assert await world.try_acquire(apart.lock("k")) is None
+        async with world.block(world.locks.lock("k")):
+            assert await world.list(manager=apart) == ()
+            assert (await world.inspect("k", apart)).holder is None
+
+    @case
     async def test_inspect_names_the_holder(self, world: World) -> None:
         lock = world.locks.lock("k", metadata={"order": "42"})
         async with world.block(lock) as lease:
-            holder = (await world.inspect("k", world.connect())).holder
+            holder = (await world.inspect("k", world.other)).holder
             assert holder is not None
             assert (holder.token, holder.pid, holder.owner) == (lease.token, os.getpid(), lease.owner)
             assert dict(holder.metadata) == {"order": "42"}
-            assert holder.site.startswith("")
+            assert holder.host
             with pytest.raises(AcquireTimeout, match=f"held by .* pid {os.getpid()}") as caught:
                 await world.acquire(world.locks.lock("k"), timeout=0)
             assert caught.value.holder is not None

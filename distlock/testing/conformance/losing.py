@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
 import warnings
@@ -12,7 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from ... import AcquireTimeout, LeaseState, LockLost, current
-from ..colours import World, case
+from ..colours import World, async_case, case
 
 __all__ = ("Losing",)
 
@@ -23,14 +24,14 @@ class Losing:
         async with world.block(world.locks.lock("k", ttl=0.6)) as lease:
             await world.sleep(1.5)
             assert lease.ensure_held() == lease.token
-            assert await world.try_acquire(world.connect().lock("k")) is None
+            assert await world.try_acquire(world.other.lock("k")) is None
 
     @case
     async def test_a_lease_that_is_not_renewed_ends(self, world: World) -> None:
         lost = threading.Event()
         lease = await world.acquire(world.locks.lock("k", ttl=0.3, renew=False))
         lease.on_lost(lost.set)
-        next_lease = await world.acquire(world.connect().lock("k"), timeout=30)
+        next_lease = await world.acquire(world.other.lock("k"), timeout=30)
         assert lease.state is LeaseState.LOST
         await world.until(lost.is_set)
         with pytest.raises(LockLost):
@@ -46,7 +47,7 @@ class Losing:
     async def test_renewal_stops_at_max_hold(self, world: World) -> None:
         started = time.monotonic()
         lease = await world.acquire(world.locks.lock("k", ttl=0.6, max_hold=1.0))
-        next_lease = await world.acquire(world.connect().lock("k"), timeout=30)
+        next_lease = await world.acquire(world.other.lock("k"), timeout=30)
         assert time.monotonic() - started > 0.9
         assert lease.state is LeaseState.LOST
         await world.release(next_lease)
@@ -91,14 +92,20 @@ class Losing:
                 await world.until(lambda: lease.state is LeaseState.LOST)
 
     @case
-    async def test_a_loss_may_be_a_mere_warning(self, world: World, caplog: None = None) -> None:
-        async with world.block(world.locks.lock("k", ttl=0.3, renew=False, when_lost="warn")) as lease:
-            await world.until(lambda: lease.state is LeaseState.LOST)
+    async def test_a_loss_may_be_a_mere_warning(self, world: World) -> None:
+        said: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("distlock").addHandler(handler)
+        try:
+            async with world.block(world.locks.lock("k", ttl=0.3, renew=False, when_lost="warn")) as lease:
+                await world.until(lambda: lease.state is LeaseState.LOST)
+        finally:
+            logging.getLogger("distlock").removeHandler(handler)
+        assert any("'k'" in line and "is lost" in line for line in said)
 
-    @case
+    @async_case
     async def test_an_async_body_is_cancelled_at_the_loss(self, world: World) -> None:
-        if not world.is_async:
-            return
         lock = world.locks.lock("k", ttl=0.3, renew=False)
         finished = False
         with anyio.fail_after(30):
@@ -111,10 +118,8 @@ class Losing:
             await anyio.lowlevel.checkpoint()
         assert not scope.cancelled_caught
 
-    @case
+    @async_case
     async def test_a_cancellation_from_outside_stays_one(self, world: World) -> None:
-        if not world.is_async:
-            return
         with anyio.move_on_after(0.05) as scope:
             async with world.locks.lock("k"):
                 await anyio.sleep(60)
@@ -140,7 +145,7 @@ class Losing:
             gc.collect()
         assert any(warning.category is ResourceWarning and "'k'" in str(warning.message) for warning in caught)
         if world.locks.guarantees.dead_holder == "ttl":
-            async with world.block(world.connect().lock("k", timeout=30)) as next_lease:
+            async with world.block(world.other.lock("k", timeout=30)) as next_lease:
                 assert next_lease.token > token
 
     @case
@@ -153,7 +158,7 @@ class Losing:
 
     @case
     async def test_closing_the_manager_ends_its_leases(self, world: World) -> None:
-        manager = world.connect()
+        manager = await world.aside(world.connect)
         lease = await world.acquire(manager.lock("k"))
         await world.aside(manager.close)
         assert lease.state is LeaseState.LOST

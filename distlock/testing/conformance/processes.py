@@ -37,7 +37,7 @@ class Processes:
                     process.tell("acquire k 60")
                     if world.locks.guarantees.fair:
                         await world.queued("k", n + 1)
-                task = world.start(lambda: world.acquire(world.connect().lock("k"), timeout=30))
+                task = world.start(lambda: world.acquire(world.other.lock("k"), timeout=30))
                 if world.locks.guarantees.fair:
                     await world.queued("k", 6)
                 for process in processes:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import Any
 
-import anyio
 import pytest
 
 from ... import AcquireTimeout, Deadlock
-from ..._core.acquire import Line
 from ..colours import World, case
 
 __all__ = ("Waiting",)
@@ -21,7 +18,7 @@ class Waiting:
     async def test_a_release_wakes_the_waiter(self, world: World) -> None:
         """Well within the ttl: by the release, not by its end."""
         lease = await world.acquire(world.locks.lock("k", ttl=300))
-        task = world.start(lambda: world.acquire(world.connect().lock("k", ttl=300)))
+        task = world.start(lambda: world.acquire(world.other.lock("k", ttl=300)))
         await world.queued("k", 1) if world.locks.guarantees.fair else await world.sleep(0.05)
         await world.release(lease)
         next_lease = await task.result()
@@ -38,7 +35,7 @@ class Waiting:
             async with world.block((world.locks if n % 2 else other).lock("k")):
                 order.append(n)
 
-        other = world.connect()
+        other = world.other
         async with world.block(world.locks.lock("k")):
             tasks = []
             for n in range(6):
@@ -57,7 +54,7 @@ class Waiting:
                 await world.acquire(world.locks.lock("k"), timeout=0.3)
             assert time.monotonic() - started >= 0.3
             assert (await world.inspect("k")).waiters == ()
-        async with world.block(world.connect().lock("k", timeout=10)):
+        async with world.block(world.other.lock("k", timeout=10)):
             pass
 
     @case
@@ -71,61 +68,9 @@ class Waiting:
         await world.release(await task.result())
 
     @case
-    async def test_a_cancelled_waiter_leaves_nothing(self, world: World) -> None:
-        """redis-py#3847 and others: cancelled at any step, nothing is held and nothing queued."""
-        if not world.is_async:
-            return
-        for step in range(12):
-            lease = await world.acquire(world.locks.lock("k"))
-            task = world.start(lambda: world.acquire(world.locks.lock("k")))
-            for _ in range(step):
-                await anyio.lowlevel.checkpoint()
-            await task.cancel()
-            await world.release(lease)
-            async with world.block(world.connect().lock("k", timeout=20)):
-                pass
-        await world.until(lambda: not world.locks.inspect("k").waiters)
-
-    @case
-    async def test_a_cancelled_acquire_leaves_nothing(self, world: World) -> None:
-        if not world.is_async:
-            return
-        other = world.connect()
-        for step in range(12):
-            leases: list[Any] = []
-
-            async def work(leases: list[Any] = leases) -> None:
-                leases.append(await world.acquire(world.locks.lock("k")))
-
-            task = world.start(work)
-            for _ in range(step):
-                await anyio.lowlevel.checkpoint()
-            await task.cancel()
-            for lease in leases:
-                await world.release(lease)
-            async with world.block(other.lock("k", timeout=20)):
-                pass
-
-    @case
-    async def test_a_cancelled_release_releases(self, world: World) -> None:
-        """redis-py#3847: a release that was cancelled was forgotten."""
-        if not world.is_async:
-            return
-        other = world.connect()
-        for step in range(6):
-            lease = await world.acquire(world.locks.lock("k"))
-            task = world.start(lease.release)
-            for _ in range(step):
-                await anyio.lowlevel.checkpoint()
-            await task.cancel()
-            await world.release(lease)
-            async with world.block(other.lock("k", timeout=20)):
-                pass
-
-    @case
     async def test_a_grant_that_crossed_a_withdrawal_is_passed_on(self, world: World) -> None:
         """The lock is handed to a waiter at the moment at which it gives up."""
-        other = world.connect()
+        other = world.other
         for n in range(15):
             lease = await world.acquire(world.locks.lock("k"))
             task = world.start(lambda: world.acquire(other.lock("k"), timeout=0.02))
@@ -152,43 +97,3 @@ class Waiting:
         await world.queued("k", 1)
         await world.release(lease)
         await world.release(await task.result())
-
-    @case
-    async def test_a_flood_of_wake_ups_is_no_spin(self, world: World) -> None:
-        """rueidis 4e74bce: each wake-up was one more check, and they piled up."""
-        backend = world.locks._backend
-        wakes: list[Any] = []
-        checks = 0
-
-        class Counting:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(backend, name)
-
-            def acquire(self, *args: Any) -> Any:
-                nonlocal checks
-                checks += 1
-                return backend.acquire(*args)
-
-            def watch(self, busy: Any, wake: Any, deadline: float) -> Any:
-                wakes.append(wake)
-                return backend.watch(busy, wake, deadline)
-
-        _replace_sync_backend(world, Counting())
-        lease = await world.acquire(world.connect().lock("k"))
-        task = world.start(lambda: world.aside(lambda: world.locks.lock("k").acquire(timeout=1.0)))
-        await world.until(lambda: wakes)
-        before, started = checks, time.monotonic()
-        while time.monotonic() - started < 0.4:
-            wakes[0]()
-            await world.sleep(0)
-        assert checks - before <= 0.4 / 0.005 + 5
-        with pytest.raises(AcquireTimeout):
-            await task.result()
-        await world.release(lease)
-
-
-def _replace_sync_backend(world: World, backend: Any) -> None:
-    from ..._core.adapt import Immediate
-
-    line = world.locks._line
-    world.locks._line = Line(Immediate(backend), line.runtime, line.op_timeout, line.address, line.give_up)
