@@ -101,6 +101,24 @@ class Hold:
             if grant is self.grant and self._prove(deadline):
                 self.renew_at = math.inf if deadline >= self.ends_at else asked_at + grant.claim.ttl / 3
 
+    def shorten(self, grant: Grant, asked_at: float, deadline: float) -> Callable[[], None]:
+        """The wish for a shorter length is about to be sent. If no answer comes the store may have granted it.
+
+        Gives a function that takes it back, for a wish that was certainly not granted.
+        """
+        with self._lock:
+            before = self.grant, self.deadline, self.renew_at
+            if self._ended is None and deadline < self.deadline:
+                self.grant, self.deadline = grant, deadline
+                self.renew_at = asked_at + grant.claim.ttl / 3 if self.renew else math.inf
+
+        def undo() -> None:
+            with self._lock:
+                if self._ended is None and self.grant is grant and self.deadline == deadline:
+                    self.grant, self.deadline, self.renew_at = before
+
+        return undo
+
     def extended(self, grant: Grant, asked_at: float, deadline: float) -> None:
         """The owner's wish for another length: ``grant`` has the new ttl."""
         with self._lock:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .._clock import now
-from .._errors import BackendUnavailable, LockLost, NotHeld
+from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, Unsupported
 from .._types import LeaseState
+from ..backends.base import proven_until
 from .acquire import Line
 from .hold import GONE, Hold
 from .watchdog import Watchdog
@@ -79,11 +80,21 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
 
 
 async def extend(line: Line, hold: Hold, ttl: float, watchdog: Watchdog) -> None:
-    """Sets the time that is left to ``ttl`` seconds, and the lease's length from now on."""
+    """Sets the time that is left to ``ttl`` seconds, and the lease's length from now on.
+
+    If the outcome is unknown, the shorter of the old and the new time counts.
+    """
     ensure_held(hold, 0.0, line.address)
     grant = replace(hold.grant, claim=replace(hold.grant.claim, ttl=ttl))
     asked_at = now()
-    renewal = await line.backend.extend(grant, ttl, asked_at + line.op_timeout)
+    undo = hold.shorten(grant, asked_at, proven_until(asked_at, ttl))
+    watchdog.keep(hold)
+    try:
+        renewal = await line.backend.extend(grant, ttl, asked_at + line.op_timeout)
+    except (BackendError, Unsupported) as error:
+        if not getattr(error, "sent", False):
+            undo()
+        raise
     if renewal.state is LeaseState.HELD:
         hold.extended(grant, asked_at, renewal.deadline)
         watchdog.keep(hold)
