@@ -111,7 +111,7 @@ class AsyncPool:
             # What asyncio has seen die is not written to: its transport would break on that (before Python 3.12.2).
             if not (connection._writer.is_closing() or connection._reader.at_eof()):
                 return connection  # type: ignore[no-any-return]
-            await connection.disconnect(nowait=True)
+            await _drop(connection)
         return None
 
     async def _send_fresh(self, frame: bytes, deadline: float, key: str | None, *, tried: bool) -> Any:
@@ -123,10 +123,10 @@ class AsyncPool:
             with anyio.fail_after(max(0.0, deadline - now())):
                 await connection.connect()
         except (RedisError, OSError) as error:
-            await connection.disconnect(nowait=True)
+            await _drop(connection)
             raise mapped(error, self._server.address, key=key, sent=tried) from error
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await _drop(connection)
             raise
         try:
             return await self._exchange(connection, frame, deadline)
@@ -144,14 +144,14 @@ class AsyncPool:
             await self._give_back(connection)
             raise
         except BaseException:  # the reply may still come: this connection must not be used again
-            await connection.disconnect(nowait=True)
+            await _drop(connection)
             raise
         await self._give_back(connection)
         return reply
 
     async def _give_back(self, connection: AsyncConnection) -> None:
         if self._closed or len(self._idle) >= MOST_IDLE:
-            await connection.disconnect(nowait=True)
+            await _drop(connection)
         else:
             self._idle.append(connection)
 
@@ -164,10 +164,17 @@ class AsyncPool:
 
     async def _clear(self) -> None:
         while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+            await _drop(self._idle.pop())
 
     async def aclose(self) -> None:
         """Drops the idle connections, and those in use when they come back."""
         self._closed = True
         if self._guard is not None:
             await self._guard.aclose()
+
+
+async def _drop(connection: Any) -> None:
+    """Closes it at once. TLS would take leave first, for which a loop that ends has no time."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+    await connection.disconnect(nowait=True)

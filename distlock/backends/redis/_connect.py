@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -74,6 +75,8 @@ class Server:
         if "path" in settings:
             return cls("unix", settings)
         tls = {name: value for name, value in given.items() if name.startswith("ssl_") and value is not None}
+        # redis-py 5 did not look whether the certificate is for this host; later ones do, and so do we.
+        tls.setdefault("ssl_check_hostname", tls.get("ssl_cert_reqs", "required") not in ("none", ssl.CERT_NONE))
         is_tls = issubclass(pool.connection_class, (redis.SSLConnection, redis.asyncio.SSLConnection))
         return cls("tls" if is_tls else "tcp", {**settings, **tls} if is_tls else settings)
 
@@ -176,6 +179,8 @@ def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
         return unavailable("the server did not answer in time")
     if isinstance(error, (exceptions.ConnectionError, OSError)):
+        if isinstance(error.__context__, ssl.SSLError):  # older releases of redis-py lose its text
+            text = str(error.__context__)
         return unavailable(f"the server cannot be reached; is it running, and is the address right? ({text})")
     return refused(f"the server answered with an error: {text}")
 
