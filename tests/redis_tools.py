@@ -117,6 +117,7 @@ class Colour:
     def __init__(self, name: str) -> None:
         self.name = name
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._started: list[Running] = []
 
     @property
     def is_async(self) -> bool:
@@ -144,6 +145,7 @@ class Colour:
     def start(self, call: Callable[[], Awaitable[Any]]) -> Running:
         """Runs ``call`` in a thread or task of its own."""
         running = Running(self)
+        self._started.append(running)
         if self._tasks is None:
             threading.Thread(target=lambda: _drive(running.run(call)), daemon=True).start()
         else:
@@ -153,7 +155,8 @@ class Colour:
     async def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < deadline, "it did not happen"
+            errors = [each._error for each in self._started if each._error is not None]
+            assert time.monotonic() < deadline, f"it did not happen; beside the test: {errors}"
             await self.sleep(0.002)
 
     async def sleep(self, seconds: float) -> None:
