@@ -1,7 +1,8 @@
 """A process that takes locks when told to: for tests that stop, kill and fork it.
 
 ``python -m distlock.testing.process URL`` reads lines and answers each: ``acquire KEY TTL`` → the token,
-``state`` → the state of the last lease, ``release`` → ``released``, ``fork`` → what a forked child may do.
+``state`` → the state of the last lease, ``release`` → ``released``, ``fork`` → what a forked child may do, ``fork
+quietly`` → the same of one that does nothing but end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 from .. import Lease, LeaseState, LockLost, Manager, connect
 
@@ -63,24 +65,31 @@ def main() -> None:
                 lease.release()
                 _say("released")
             elif lease is not None and word == "fork":
-                _say(_fork(locks, lease))
+                _say(_fork(locks, lease, quietly=bool(args)))
         os._exit(0)
 
 
-def _fork(locks: Manager, lease: Lease) -> str:
-    child = os.fork()
+def _fork(locks: Manager, lease: Lease, *, quietly: bool) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where there are threads
+        child = os.fork()
     if child == 0:
-        status = 1
-        try:
-            try:
-                lease.release()
-            except LockLost:
-                held = lease.state is LeaseState.LOST and lease.remaining() == 0
-                free = locks.lock(lease.key).try_acquire()
-                status = 0 if held and free is None else 2
-        finally:
-            os._exit(status)
+        if quietly:  # as a program ends: its blocks are left, its objects finalised
+            sys.exit()
+        os._exit(_touch(locks, lease))
     return "fine" if os.waitpid(child, 0)[1] == 0 else "the child could touch the lock"
+
+
+def _touch(locks: Manager, lease: Lease) -> int:
+    """What a forked child tries with the lease that it inherited; 0: in vain."""
+    try:
+        lease.release()
+    except LockLost:
+        lost = lease.state is LeaseState.LOST and lease.remaining() == 0
+        taken = locks.lock(lease.key).try_acquire() is None
+        with locks.lock(f"{lease.key}-of-the-child", timeout=20):  # it can have locks of its own
+            return 0 if lost and taken else 2
+    return 1
 
 
 def _say(what: object) -> None:

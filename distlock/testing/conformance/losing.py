@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import time
 import warnings
@@ -168,6 +169,20 @@ class Losing:
             await world.acquire(manager.lock("k"))
 
     @case
+    async def test_closing_leaves_no_thread_and_no_file(self, world: World) -> None:
+        """redisson#7272: what served the locks stayed behind them."""
+        await world.queued("k", 0)  # what this needs itself is there from now on
+        before = _threads(), _files()
+        manager = await world.aside(world.connect)
+        async with world.block(manager.lock("k")), world.block(manager.lock("a")):
+            task = world.start(lambda: world.acquire(manager.lock("k"), timeout=20))
+            await world.queued("k", 1) if world.locks.guarantees.fair else await world.sleep(0.05)
+        await world.release(await task.result())
+        await (manager.aclose() if world.is_async else world.aside(manager.close))
+        await world.until(lambda: _threads() <= before[0])
+        await world.until(lambda: _files() <= before[1])
+
+    @case
     async def test_errors_name_key_and_store(self, world: World) -> None:
         async with world.block(world.locks.lock("k")):
             with pytest.raises(AcquireTimeout) as caught:
@@ -175,3 +190,14 @@ class Losing:
         assert caught.value.key == "k"
         assert caught.value.backend == world.locks.address
         assert world.locks.address in str(caught.value)
+
+
+def _threads() -> set[threading.Thread]:
+    """All but the workers of the event loops."""
+    workers = ("AnyIO", "Trio", "trio")
+    threads = [thread for thread in threading.enumerate() if not type(thread).__module__.startswith("anyio")]
+    return {thread for thread in threads if not (thread.name.startswith(workers) or " from " in thread.name)}
+
+
+def _files() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from ..colours import World, case
 from ..process import Process
@@ -19,7 +20,7 @@ class Processes:
         """redisson#3730: the waiter slept on although the holder was long gone."""
         with _processes(world, 1) as processes:
             for process in processes:
-                token = int(await world.aside(lambda process=process: process.ask("acquire k 1")))  # type: ignore[misc]
+                token = int(await world.aside(partial(process.ask, "acquire k 1")))
                 task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=30))
                 await world.queued("k", 1)
                 await world.aside(process.kill)
@@ -51,7 +52,7 @@ class Processes:
         """Kleppmann, "How to do distributed locking": the pause of a garbage collector."""
         with _processes(world, 1) as processes:
             for process in processes:
-                await world.aside(lambda process=process: process.ask("acquire k 0.5"))  # type: ignore[misc]
+                await world.aside(partial(process.ask, "acquire k 0.5"))
                 process.popen.send_signal(signal.SIGSTOP)
                 await world.sleep(1.2)
                 process.tell("state")
@@ -63,11 +64,12 @@ class Processes:
         """python-redis-lock: the child released its parent's lock."""
         with _processes(world, 1) as processes:
             for process in processes:
-                await world.aside(lambda process=process: process.ask("acquire k 30"))  # type: ignore[misc]
-                assert await world.aside(lambda process=process: process.ask("fork")) == "fine"  # type: ignore[misc]
-                assert await world.aside(lambda process=process: process.ask("state")) == "held"  # type: ignore[misc]
+                await world.aside(partial(process.ask, "acquire k 30"))
+                for order in ("fork", "fork quietly", "fork"):
+                    assert await world.aside(partial(process.ask, order)) == "fine"
+                assert await world.aside(partial(process.ask, "state")) == "held"
                 assert await world.try_acquire(world.locks.lock("k")) is None
-                assert await world.aside(lambda process=process: process.ask("release")) == "released"  # type: ignore[misc]
+                assert await world.aside(partial(process.ask, "release")) == "released"
                 async with world.block(world.locks.lock("k", timeout=10)):
                     pass
 
@@ -75,6 +77,8 @@ class Processes:
 @contextmanager
 def _processes(world: World, count: int) -> Iterator[list[Process]]:
     """That many, or none where the store is this process's own."""
+    if world.store.url is None:
+        assert world.locks.guarantees.scope == "process", "give the Store a url: other processes can reach it"
     processes = [Process(world.store.url) for _ in range(count)] if world.store.url is not None else []
     try:
         yield processes
