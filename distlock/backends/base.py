@@ -15,9 +15,9 @@ Rules for every method
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 from .._clock import now, seconds_left
 from .._errors import (
@@ -90,8 +90,7 @@ class Subscription(Protocol):
         """Ends it: no ``wake`` afterwards, nothing left behind. Never blocks; may be called twice."""
 
 
-@runtime_checkable
-class SyncBackend(Protocol):
+class SyncBackend(ABC):
     """A store of locks. Subclass it: the last methods have defaults."""
 
     guarantees: Guarantees
@@ -143,10 +142,10 @@ class SyncBackend(Protocol):
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         """The locks in use whose names start with ``prefix``, in no order."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - there may be nothing to end
         """Ends connections and threads. Claims that are still open are the caller's to end before."""
 
-    def after_fork(self) -> None:
+    def after_fork(self) -> None:  # noqa: B027 - or to drop
         """In a forked child: drop what was inherited without a word to the store, be ready for use."""
 
     def native(self) -> AsyncBackend | None:

@@ -72,7 +72,7 @@ local function enqueue(id, ttl, record)
   live_at_least(WAITERS, ttl)
 end
 
--- The waiter at position i, once those whose time is up are out of the way: id, ttl, owner, inbox, about.
+-- The waiter at position i, once those whose time is up are out of the way: id, ttl, owner, inbox, about, alive.
 local function waiter_at(i, now_ms)
   while true do
     local id = redis.call('ZRANGE', QUEUE, i, i)[1]
@@ -82,7 +82,7 @@ local function waiter_at(i, now_ms)
     local record = redis.call('HGET', WAITERS, id)
     local alive, ttl, owner, inbox, about = string.match(record or '', '^1 (%d+) (%d+) (%S+) (%S+) (.*)$')
     if alive and tonumber(alive) > now_ms then
-      return id, tonumber(ttl), owner, inbox, about
+      return id, tonumber(ttl), owner, inbox, about, tonumber(alive)
     end
     dequeue(id)
   end
@@ -119,6 +119,23 @@ local function hand_over(us, asker)
       return true
     end
     i = i + 1
+  end
+end
+
+-- What is left, if it does but remember withdrawn claims, need not outlive them.
+local function let_go(now_ms)
+  local last = now_ms
+  for i = 0, NEAR do
+    local id, _, _, inbox, _, alive = waiter_at(i, now_ms)
+    if not id then
+      redis.call('PEXPIRE', QUEUE, last - now_ms)
+      redis.call('PEXPIRE', WAITERS, last - now_ms)
+      return
+    end
+    if inbox ~= '-' then
+      return
+    end
+    last = math.max(last, alive)
   end
 end
 

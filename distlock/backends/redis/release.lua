@@ -44,11 +44,9 @@ if value then
     give(table.concat(others, ','), token, owner, about, math.max(redis.call('PTTL', LOCK), 1))
   end
 end
+local now_ms = math.floor(micros() / 1000)
 if late > 0 then
-  enqueue(id, late, '1 ' .. digits(math.floor(micros() / 1000) + late) .. ' ' .. late .. ' - - {}')
-  if redis.call('ZCARD', QUEUE) == 1 then
-    redis.call('PEXPIRE', QUEUE, late)
-    redis.call('PEXPIRE', WAITERS, late)
-  end
+  enqueue(id, late, '1 ' .. digits(now_ms + late) .. ' ' .. late .. ' - - {}')
 end
+let_go(now_ms)
 return held
