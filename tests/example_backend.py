@@ -6,6 +6,7 @@ Waiters ask again when the holder's ttl has passed, and at once after a release 
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -44,6 +45,8 @@ PROLONG = "update locks set ends = max(ends, ?) where claim = ? and ends > ?"
 SHOW = "select key, claim, owner, about, token, since, ends from locks where ends > ?"
 WAITING: dict[str, dict[str, tuple[Claim, Wake]]] = {}
 """Who waits in this process, by file."""
+TURN = threading.Lock()
+"""SQLite lets those who wait try again after a pause each, which some lose for seconds."""
 
 
 class SQLiteBackend(SyncBackend):
@@ -126,7 +129,7 @@ class SQLiteBackend(SyncBackend):
 
     def _transact(self, step: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         try:
-            with closing(sqlite3.connect(self._file, timeout=seconds_left(deadline), isolation_level=None)) as db:
+            with TURN, closing(sqlite3.connect(self._file, timeout=seconds_left(deadline), isolation_level=None)) as db:
                 db.execute("pragma synchronous = off")
                 db.execute("begin immediate")
                 for statement in SCHEMA:
