@@ -112,6 +112,8 @@ class Waiter:
         return Waiter(**_read(owner, about))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
+        if not self.pid:  # it did not describe itself
+            return self.owner
         site = f" ({self.site})" if self.site else ""
         return f"{self.host} pid {self.pid}{site}"
 

@@ -47,7 +47,7 @@ def _holder(value: bytes, held_us: int | None, pttl: int, now_us: int = 0) -> Ho
     ttl = pttl / 1000 if pttl >= 0 else None
     version, _, rest = value.partition(b" ")
     fields = rest.split(b" ", 3)
-    if version != b"1" or len(fields) != 4 or not fields[1].isdigit():
+    if version != b"1" or len(fields) != 4 or not fields[0] or not fields[1].isdigit():
         return Holder("unknown: the value is not one of distlock's", ttl=ttl)
     ids, token, owner, about = fields
     held = held_us if held_us is not None else now_us - int(token)
@@ -66,7 +66,8 @@ def _waiter(claim_id: bytes, record: bytes) -> Waiter:
 
 
 def _owner_name(ids: bytes, owner: bytes) -> str:
-    return unquote(owner[1:].decode()) if owner != b"-" else ids.partition(b",")[0].decode()
+    named, alone = owner[1:], ids.partition(b",")[0]
+    return unquote(named.decode(errors="replace")) if owner != b"-" else alone.decode(errors="replace")
 
 
 def renewals(ttls: Sequence[float], asked_at: float, reply: Any) -> list[Renewal]:
