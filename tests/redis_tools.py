@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import anyio.abc
 import pytest
 
 import distlock.backends.redis  # imports read files: not in an event loop
-from distlock import AsyncLease, Lease, Lock, Manager
+from distlock import AsyncLease, Inspection, Lease, Lock, Manager
 
 from .servers import RedisServer
 
@@ -182,6 +182,12 @@ class Colour:
             await lease.extend(ttl)
         else:
             lease.extend(ttl)
+
+    async def inspect(self, locks: Manager, key: str) -> Inspection:
+        return await locks.inspect_async(key) if self.is_async else locks.inspect(key)
+
+    async def list(self, locks: Manager, prefix: str = "") -> Sequence[Inspection]:
+        return await locks.list_async(prefix) if self.is_async else locks.list(prefix)
 
 
 def _drive(coroutine: Coroutine[Any, Any, None]) -> None:

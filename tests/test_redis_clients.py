@@ -39,9 +39,9 @@ async def assert_works(colour: Colour, locks: Manager, server: RedisServer, key:
     assert holder.token == lease.token
     waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=1.2)))
     await colour.until(lambda: probe.queued(key) == 1)
-    inspection = await locks.inspect_async(key) if colour.is_async else locks.inspect(key)
+    inspection = await colour.inspect(locks, key)
     assert len(inspection.waiters) == 1
-    listed = await locks.list_async() if colour.is_async else locks.list()
+    listed = await colour.list(locks)
     assert [each.key for each in listed] == [key]
     await colour.extend(lease)
     await colour.sleep(0.5)  # for a refresh; and longer than every socket_timeout below
