@@ -15,6 +15,6 @@
 
 from .colours import COLOURS, Task, World, case
 from .conformance import Conformance
-from .faults import Store, redis_store
+from .faults import Store, Tap, redis_store
 
-__all__ = ("COLOURS", "Conformance", "Store", "Task", "World", "case", "redis_store")
+__all__ = ("COLOURS", "Conformance", "Store", "Tap", "Task", "World", "case", "redis_store")

@@ -18,7 +18,7 @@ from anyio.to_thread import run_sync
 
 from .. import AsyncLease, Lease, Lock, Manager
 from .._core.drive import drive
-from .faults import Store
+from .faults import Store, Tap
 
 __all__ = ("COLOURS", "PATIENCE", "Task", "World", "async_case", "case")
 
@@ -122,6 +122,13 @@ class World:
         self._exits.callback(manager.close)
         return manager
 
+    async def tap(self) -> tuple[Manager, Tap]:
+        """One more client, with a tap in its line to the store."""
+        tap = Tap((await self.aside(self.connect))._backend)
+        manager = Manager(tap)
+        self._exits.callback(manager.close)
+        return manager, tap
+
     def run(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """The test, to its end."""
         if not self.is_async:
@@ -200,9 +207,10 @@ class World:
             with lock as lease:  # type: ignore[union-attr]
                 yield lease
 
-    async def queued(self, key: str, count: int) -> None:
-        """Until ``count`` wait for ``key``."""
-        await self.until(lambda: len(self.locks.inspect(key).waiters) == count)
+    async def queued(self, key: str, count: int, manager: Manager | None = None) -> None:
+        """Until ``count`` wait for ``key``. A backend that is not fair sees those of the same client only."""
+        manager = manager or self.locks
+        await self.until(lambda: len(manager.inspect(key).waiters) == count)
 
     @staticmethod
     async def _either(result: Awaitable[None] | None) -> None:

@@ -1,5 +1,6 @@
 """What every backend has to do, whatever its store."""
 
+from .answering import Answering
 from .cancelling import Cancelling
 from .holding import Holding
 from .losing import Losing
@@ -9,5 +10,5 @@ from .waiting import Waiting
 __all__ = ("Conformance",)
 
 
-class Conformance(Holding, Waiting, Losing, Cancelling, Processes):
+class Conformance(Holding, Waiting, Losing, Answering, Cancelling, Processes):
     """Subclass it, with a fixture ``store`` that gives a `distlock.testing.Store`."""
