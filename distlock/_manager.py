@@ -35,6 +35,7 @@ log = logging.getLogger("distlock")
 L = TypeVar("L", Lease, AsyncLease)
 
 _managers: weakref.WeakSet[Manager] = weakref.WeakSet()
+_inherited: list[object] = []
 
 
 class Manager:
@@ -286,6 +287,8 @@ class Manager:
     def _after_fork(self) -> None:
         self._watchdog.after_fork()
         self._backend.after_fork()
+        # Kept: transports that are collected unregister their sockets, and an epoll instance is the parent's too.
+        _inherited.append(dict(self._lines))
         self._lines = weakref.WeakKeyDictionary()
         self._reentrant = weakref.WeakValueDictionary()
 

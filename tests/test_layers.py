@@ -56,7 +56,7 @@ LAYERS = {
     "__main__": layer("cli"),
     "contrib": layer("", "anyio"),
     "idempotency": layer("", "anyio"),
-    "testing": layer(f"{RECIPES} _open _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis"),
+    "testing": layer(f"{RECIPES} _open _who _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis"),
 }
 # What stands above the library uses it as everyone does: `from distlock import ...`.
 USERS = {"cli", "contrib", "idempotency", "testing"}

@@ -44,7 +44,6 @@ class Outcome:
 
     stock: int
     workers: int
-    started: float
     sales: Sequence[Sale]
 
     @property
@@ -59,8 +58,8 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """From the start to the last sale."""
-        return self.sales[-1].at - self.started if self.sales else 0.0
+        """From the first sale to the last."""
+        return self.sales[-1].at - self.sales[0].at if self.sales else 0.0
 
     @property
     def handoffs_per_s(self) -> float:
@@ -86,9 +85,10 @@ def race(
 ) -> Outcome:
     """Sells ``stock`` in ``folder``; without a lock if there is no ``url``. ``progress`` is told how many are sold."""
     folder.mkdir()
-    shop = Shop(folder)
+    shop = Shop(folder, workers)
     shop.open(stock)
-    orders = [{"folder": str(folder), "url": url, "key": key, "worker": str(number)} for number in range(workers)]
+    order = {"folder": str(folder), "url": url, "key": key, "workers": str(workers)}
+    orders = [{**order, "worker": str(number)} for number in range(workers)]
     with _started(orders) as team:
         for worker in team:
             _expect(worker, READY)
@@ -101,7 +101,7 @@ def race(
             time.sleep(TICK)
         _check(team)
     progress(shop.sold())
-    return Outcome(stock, workers, start, shop.sales())
+    return Outcome(stock, workers, shop.sales())
 
 
 @contextmanager
@@ -133,8 +133,10 @@ def _started(orders: Sequence[dict[str, str]]) -> Iterator[list[Worker]]:
 
 
 def _start() -> Worker:
+    # Not by -m, for which the current folder comes first: a random.py of the user's would be imported there.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {_worker.__name__} import main; sys.exit(main())"
     return subprocess.Popen(  # noqa: S603 - this very package
-        [sys.executable, "-m", _worker.__name__],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -126,6 +126,7 @@ def _report(address: str, unlocked: Outcome, locked: Outcome, seconds: float) ->
         "unlocked": {
             "sold": unlocked.sold,
             "oversold": unlocked.oversold,
+            "fairness": round(unlocked.fairness, 3),
             "seconds": round(unlocked.seconds, 3),
         },
         "locked": {

@@ -107,9 +107,13 @@ end
 -- True if someone has the lock now.
 local function hand_over(us, asker)
   local now_ms, i = math.floor(us / 1000), 0
+  local last = now_ms
   while true do
-    local id, ttl, owner, inbox, about = waiter_at(i, now_ms)
+    local id, ttl, owner, inbox, about, alive = waiter_at(i, now_ms)
     if not id then
+      -- Tombstones and the deaf: nothing of this lock outlives them, however long others would have waited.
+      redis.call('PEXPIRE', QUEUE, last - now_ms)
+      redis.call('PEXPIRE', WAITERS, last - now_ms)
       return false
     end
     if inbox ~= '-' and (id == asker or redis.call('PUBLISH', inbox, 'g ' .. id) > 0) then
@@ -118,24 +122,7 @@ local function hand_over(us, asker)
       appoint_standby(inbox, now_ms)
       return true
     end
-    i = i + 1
-  end
-end
-
--- What is left, if it does but remember withdrawn claims, need not outlive them.
-local function let_go(now_ms)
-  local last = now_ms
-  for i = 0, NEAR do
-    local id, _, _, inbox, _, alive = waiter_at(i, now_ms)
-    if not id then
-      redis.call('PEXPIRE', QUEUE, last - now_ms)
-      redis.call('PEXPIRE', WAITERS, last - now_ms)
-      return
-    end
-    if inbox ~= '-' then
-      return
-    end
-    last = math.max(last, alive)
+    i, last = i + 1, math.max(last, alive)
   end
 end
 

@@ -26,7 +26,11 @@ if queued then
   dequeue(id)
 end
 local held = 0
-if value then
+if not value then
+  if waiters_left() then
+    hand_over(micros(), nil)
+  end
+else
   local ids, token, owner, about = parse(value)
   if ids == id then
     held = 1
@@ -44,9 +48,7 @@ if value then
     give(table.concat(others, ','), token, owner, about, math.max(redis.call('PTTL', LOCK), 1))
   end
 end
-local now_ms = math.floor(micros() / 1000)
 if late > 0 then
-  enqueue(id, late, '1 ' .. digits(now_ms + late) .. ' ' .. late .. ' - - {}')
+  enqueue(id, late, '1 ' .. digits(math.floor(micros() / 1000) + late) .. ' ' .. late .. ' - - {}')
 end
-let_go(now_ms)
 return held
