@@ -21,6 +21,7 @@ import pytest
 import distlock.backends.redis  # imports read files: not in an event loop
 from distlock import AsyncLease, Inspection, Lease, Lock, Manager
 
+from .children import untraced
 from .servers import RedisServer
 
 __all__ = ("ASYNC", "COLOURS", "Child", "Colour", "Connect", "Probe", "Running", "in_colours", "until")
@@ -256,12 +257,14 @@ class Child:
     """Another process that acquires one lock and does as it is told. See ``redis_child.py``."""
 
     def __init__(self, url: str, key: str, ttl: float = 10.0, *, op_timeout: float = 5.0) -> None:
+        """Ctrl-C may end it, so that it is not traced."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.redis_child", url, key, str(ttl), str(op_timeout)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parent.parent,
+            env=untraced(),
         )
 
     def __enter__(self) -> Child:

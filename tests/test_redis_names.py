@@ -178,7 +178,7 @@ async def test_a_value_that_is_not_ours_is_someone_elses_lock(
     assert inspection.waiters == ()
     assert probe.ask("GET", probe.name(key)) == stored
     assert probe.pttl(key) == -1
-    assert probe.keys() == {probe.name(key)}
+    await colour.until(lambda: probe.keys() == {probe.name(key)})
     waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=1.5)))
     await colour.until(lambda: probe.queued(key) == 1)
     probe.ask("DEL", probe.name(key))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,21 +31,22 @@ from ..base import (
     now,
     proven_until,
 )
-from . import _flock
+from ._flock import LONGEST_RECORD, LockFile
+from ._idle import IdleFiles
 from ._line import Line
 from ._record import Record, TokenClock, file_name
 
 __all__ = ("FileBackend",)
 
-LONGEST_RECORD = 16384
+FREE = b"0"
+"""The first byte of a file that nobody holds, in place of the version of a record."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A locked file. Closing it frees the lock, and so does the end of the process."""
+    """A locked file. The end of the process frees it."""
 
-    fd: int
-    path: str
+    file: LockFile
     token: int
 
 
@@ -69,6 +71,8 @@ class FileBackend(SyncBackend):
         self._held: dict[str, _Held] = {}
         self._lines: dict[str, Line] = {}
         self._mutex = threading.Lock()
+        self._idle = IdleFiles()
+        weakref.finalize(self, self._idle.close)  # at exit too
         self.path_of: Callable[[str], str] = lru_cache(maxsize=512)(
             lambda key: f"{self._folder}{os.sep}{file_name(key)}"
         )
@@ -108,8 +112,11 @@ class FileBackend(SyncBackend):
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at = now()
         held = self._held.get(grant.claim.id)
-        if held is not None and _flock.is_named(held.fd):
-            return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
+        try:
+            if held is not None and held.file.in_place():
+                return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
+        except OSError as error:
+            raise self._mapped(error, grant.claim.key) from error
         self._free(grant.claim.id)  # the file was deleted: nobody else can see that we hold it
         return Renewal(LeaseState.LOST)
 
@@ -136,44 +143,74 @@ class FileBackend(SyncBackend):
             lines = list(self._lines.values())
         for line in lines:
             line.leave_all()
+        self._idle.close()
 
     def after_fork(self) -> None:
         # Closed, not unlocked: the lock belongs to the open file, which is the parent's as well, see flock(2).
-        fds = [held.fd for held in self._held.values()]
-        for fd in fds + [fd for line in self._lines.values() for fd in line.files()]:
+        files = [held.file for held in self._held.values()]
+        for file in files + [file for line in self._lines.values() for file in line.files()]:
             with contextlib.suppress(OSError):
-                os.close(fd)
+                file.close()
+        self._idle.after_fork()
         self._held, self._lines, self._mutex = {}, {}, threading.Lock()
 
     def _lock_now(self, claim: Claim) -> _Held | None:
-        path = self.path_of(claim.key)
         line = self._lines.get(claim.key)
-        fd = line.take(claim.id) if line is not None else None
-        if fd is None:
-            fd = self._try_lock(path)
-        if fd is None:
+        file = line.take(claim.id) if line is not None else None
+        if file is None:
+            file = self._try_lock(self.path_of(claim.key))
+        if file is None:
             return None
         try:
             token = self._clock.next()
-            if os.fstat(fd).st_size and (last := Record.read(os.pread(fd, LONGEST_RECORD, 0))):
-                token = max(token, last.token + 1)  # left by a holder that died
-            os.pwrite(fd, Record.line(claim, token, now()), 0)
+            left = file.read()
+            if left[:1] != FREE and (last := Record.read(left)):
+                token = max(token, last.token + 1)  # of a holder that died
+            file.write(Record.line(claim, token, now()))
         except BaseException:
-            _flock.free(fd, path)
+            file.remove()
             raise
-        held = self._held[claim.id] = _Held(fd, path, token)
+        held = self._held[claim.id] = _Held(file, token)
         return held
 
-    def _try_lock(self, path: str) -> int | None:
+    def _try_lock(self, path: str) -> LockFile | None:
+        while True:
+            file = self._idle.take(path) or self._opened(path)
+            try:
+                if not file.try_lock():
+                    file.close()
+                    return None
+                if file.in_place():
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # deleted before it was locked
+
+    def _opened(self, path: str) -> LockFile:
         try:
-            return _flock.try_lock(path)
+            return LockFile(path)
         except FileNotFoundError:
             self._folder.mkdir(parents=True, exist_ok=True)
-            return _flock.try_lock(path)
+            return LockFile(path)
 
     def _free(self, claim_id: str) -> bool:
         held = self._held.pop(claim_id, None)
-        return held is not None and _flock.free(held.fd, held.path)
+        if held is None:
+            return False
+        file = held.file
+        try:
+            if not file.in_place():  # it was deleted: the lock was worth nothing
+                file.close()
+                return False
+            file.write(FREE)
+            file.unlock()
+        except OSError:  # the folder or the disk is out of order; the kernel frees a file that is closed
+            with contextlib.suppress(OSError):
+                file.remove()
+        else:
+            self._idle.keep(file)
+        return True
 
     def _line_ended(self, line: Line) -> None:
         """Called with the mutex held."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
 from ..base import PROVISIONAL, Claim, Wake
-from . import _flock
+from ._flock import LockFile
 
 __all__ = ("Line",)
 
@@ -27,9 +26,9 @@ class Line:
         self._ended = ended
         self._changed = threading.Condition(mutex)
         self._waiting: OrderedDict[str, tuple[Claim, Wake]] = OrderedDict()
-        self._fd: int | None = None
+        self._file: LockFile | None = None
         """Locked, and on offer to whoever is first."""
-        self._blocked_fd: int | None = None
+        self._blocked: LockFile | None = None
         self._thread: threading.Thread | None = None
 
     def join(self, claim: Claim, wake: Wake) -> None:
@@ -39,15 +38,15 @@ class Line:
             self._thread = threading.Thread(target=self._run, name="distlock-flock", daemon=True)
             self._thread.start()
 
-    def take(self, claim_id: str) -> int | None:
+    def take(self, claim_id: str) -> LockFile | None:
         """The locked file, if it is on offer to this claim."""
         with self._changed:
-            if self._fd is None or self._first_is_not(claim_id):
+            if self._file is None or self._first_is_not(claim_id):
                 return None
-            fd, self._fd = self._fd, None
+            file, self._file = self._file, None
             del self._waiting[claim_id]
             self._changed.notify_all()
-            return fd
+            return file
 
     def leave(self, claim_id: str) -> None:
         """This claim waits no longer; what was on offer to it goes to the next."""
@@ -66,29 +65,29 @@ class Line:
         with self._changed:
             return [claim for claim, _ in self._waiting.values()]
 
-    def files(self) -> list[int]:
+    def files(self) -> list[LockFile]:
         """What is open, for a forked child to close."""
-        return [fd for fd in (self._fd, self._blocked_fd) if fd is not None]
+        return [file for file in (self._file, self._blocked) if file is not None]
 
     def _run(self) -> None:
         while True:
-            fd = self._locked()
+            file = self._locked()
             with self._changed:
-                if fd is None:
+                if file is None:
                     self._say_so()
-                self._fd = fd
+                self._file = file
                 self._offer()
-                left, self._fd = self._fd, None
+                left, self._file = self._file, None
                 if left is not None:  # nobody took it
                     with contextlib.suppress(OSError):
-                        _flock.free(left, self._path)
+                        left.remove()
                 if not self._waiting:
                     self._ended(self)
                     return
 
     def _offer(self) -> None:
         """To one after the other, until it is taken or everyone has left. The mutex is held."""
-        while self._fd is not None and self._waiting:
+        while self._file is not None and self._waiting:
             first, (_, wake) = next(iter(self._waiting.items()))
             wake()
             if not self._changed.wait_for(partial(self._first_is_not, first), PROVISIONAL):
@@ -103,19 +102,21 @@ class Line:
             wake()
         self._changed.wait_for(lambda: not self._waiting, PROVISIONAL)
 
-    def _locked(self) -> int | None:
+    def _locked(self) -> LockFile | None:
         """Waits in the kernel. None: the file cannot be opened any more."""
         while True:
             try:
-                self._blocked_fd = fd = _flock.open_to_wait(self._path)
+                self._blocked = file = LockFile(self._path)
             except OSError:
                 return None
-            named = False
+            in_place = False
             try:
-                named = _flock.lock(fd)
+                file.announce()
+                file.lock()
+                in_place = file.in_place()
             finally:
-                self._blocked_fd = None
-                if not named:
-                    os.close(fd)
-            if named:
-                return fd
+                self._blocked = None
+                if not in_place:
+                    file.close()
+            if in_place:
+                return file
