@@ -173,7 +173,8 @@ class Lease(BaseLease):
         drive(_release.extend(self._line, self._hold, check_ttl(ttl, self._hold.grant.claim.ttl), self._watchdog))
 
     def __enter__(self) -> Lease:
-        self.ensure_held()
+        if self.remaining() <= 0:
+            self.ensure_held()
         blocks.push(self)
         return self
 
@@ -212,7 +213,8 @@ class AsyncLease(BaseLease):
         await _release.extend(self._line, self._hold, ttl, self._watchdog)
 
     async def __aenter__(self) -> AsyncLease:
-        self.ensure_held()
+        if self.remaining() <= 0:
+            self.ensure_held()
         blocks.push(self)
         if self._when_lost == "cancel":
             from ._core.loops import CancelScope

@@ -117,35 +117,32 @@ class _Asker:
         A store that cannot be reached at first is an error at once. One that broke off after it may have
         heard us is asked again for up to ``op_timeout``: a grant whose reply was lost is found that way.
         """
-        started = now()
-        patient_until = min(self._deadline, started + self._line.op_timeout)
+        patient_until = min(self._deadline, now() + self._line.op_timeout)
         pause = 0.02
         while True:
+            unknown_before, self.in_flight = self.in_flight, True
             try:
-                return await self._once()
-            except BackendUnavailable:
-                if not self.reached or now() + pause >= patient_until:
+                outcome = await self._line.backend.acquire(self._claim, self._limit())
+                break
+            except BackendError as error:
+                self.in_flight = unknown_before or getattr(error, "sent", False)
+                if not isinstance(error, BackendUnavailable) or not self.reached or now() + pause >= patient_until:
                     raise
             await self._line.runtime.signal().wait(now() + pause)
             pause = min(2 * pause, 0.5)
-
-    async def _once(self) -> Grant | Busy:
-        unknown_before = self.in_flight
-        limit = now() + self._line.op_timeout
-        if self.busy is not None:
-            limit = min(limit, self._deadline)
-        elif self._claim.wait:  # else it is the one attempt of timeout=0, which gets its whole time
-            limit = min(limit, max(self._deadline, now() + FAIR))
-        self.in_flight = True
-        try:
-            outcome = await self._line.backend.acquire(self._claim, limit)
-        except BackendError as error:
-            self.in_flight = unknown_before or getattr(error, "sent", False)
-            raise
         self.in_flight = False
         if isinstance(outcome, Busy):
             self.busy = outcome
         return outcome
+
+    def _limit(self) -> float:
+        """Until when to wait for one answer."""
+        limit = now() + self._line.op_timeout
+        if self.busy is not None:
+            return min(limit, self._deadline)
+        if self._claim.wait:  # else it is the one attempt of timeout=0, which gets its whole time
+            return min(limit, max(self._deadline, now() + FAIR))
+        return limit
 
 
 def timed_out(busy: Busy, waited: float, address: str) -> AcquireTimeout:

@@ -157,10 +157,15 @@ class FileBackend(SyncBackend):
     def _lock_now(self, claim: Claim) -> _Held | None:
         line = self._lines.get(claim.key)
         file = line.take(claim.id) if line is not None else None
-        if file is None:
-            file = self._try_lock(self.path_of(claim.key))
-        if file is None:
-            return None
+        if line is not None and file is not None:
+            try:
+                return self._entered(claim, file)
+            finally:
+                line.taken()
+        file = self._try_lock(self.path_of(claim.key))
+        return None if file is None else self._entered(claim, file)
+
+    def _entered(self, claim: Claim, file: LockFile) -> _Held:
         try:
             token = self._clock.next()
             left = file.read()

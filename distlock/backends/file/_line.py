@@ -39,14 +39,18 @@ class Line:
             self._thread.start()
 
     def take(self, claim_id: str) -> LockFile | None:
-        """The locked file, if it is on offer to this claim."""
+        """The locked file, if it is on offer to this claim. `taken` has to be called next."""
         with self._changed:
             if self._file is None or self._first_is_not(claim_id):
                 return None
             file, self._file = self._file, None
             del self._waiting[claim_id]
-            self._changed.notify_all()
             return file
+
+    def taken(self) -> None:
+        """Wakes the thread; not from `take`, as the two would then run in turns while the lock is still awaited."""
+        with self._changed:
+            self._changed.notify_all()
 
     def leave(self, claim_id: str) -> None:
         """This claim waits no longer; what was on offer to it goes to the next."""
@@ -89,7 +93,11 @@ class Line:
         """To one after the other, until it is taken or everyone has left. The mutex is held."""
         while self._file is not None and self._waiting:
             first, (_, wake) = next(iter(self._waiting.items()))
-            wake()
+            self._changed.release()  # else the one that wakes up would have to wait for it
+            try:
+                wake()
+            finally:
+                self._changed.acquire()
             if not self._changed.wait_for(partial(self._first_is_not, first), PROVISIONAL):
                 self._waiting.move_to_end(first)  # stopped or starved: the others need not wait for it
 
