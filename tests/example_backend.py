@@ -1,13 +1,13 @@
 """A backend of a third party, whole: locks as rows of an SQLite file, with a ttl and without a queue.
 
-Waiters ask again when the holder's ttl has passed, and at once after a release within the same process.
+Waiters ask again when the holder's ttl has passed, and at once after a release within the same process. Its times
+count from the start of the machine, so its file belongs where a restart clears it, as in /run.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
@@ -69,7 +69,7 @@ class SQLiteBackend(SyncBackend):
         asked_at = now()
 
         def step(db: sqlite3.Connection) -> Grant | Busy:
-            t = time.time()
+            t = now()
             db.execute(EXPIRE, (claim.key, t))
             holder = db.execute(SHOW + " and key = ?", (t, claim.key)).fetchone()
             if holder is None:
@@ -99,7 +99,7 @@ class SQLiteBackend(SyncBackend):
         return [self.extend(grant, grant.claim.ttl, deadline) for grant in grants]
 
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
-        asked_at, t = now(), time.time()
+        asked_at, t = now(), now()
         parameters = (t + ttl, grant.claim.id, t)
         if self._transact(lambda db: db.execute(PROLONG, parameters).rowcount, deadline):
             return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
@@ -109,7 +109,7 @@ class SQLiteBackend(SyncBackend):
         return next((seen for seen in self.list(key, deadline) if seen.key == key), Inspection(key, None))
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
-        rows = self._transact(lambda db: db.execute(SHOW, (time.time(),)).fetchall(), deadline)
+        rows = self._transact(lambda db: db.execute(SHOW, (now(),)).fetchall(), deadline)
         waiting = [claim for claim, _ in [*self._waiting.values()]]
         for row in rows:
             waiters = [Waiter.read(claim.owner or claim.id, claim.about) for claim in waiting if claim.key == row[0]]
@@ -121,7 +121,7 @@ class SQLiteBackend(SyncBackend):
 
     def _give_up(self, claim: Claim, deadline: float) -> bool:
         query = "delete from locks where claim = ? and ends > ?"
-        deleted = self._transact(lambda db: db.execute(query, (claim.id, time.time())).rowcount, deadline)
+        deleted = self._transact(lambda db: db.execute(query, (claim.id, now())).rowcount, deadline)
         for waiting, wake in [*self._waiting.values()]:
             if waiting.key == claim.key:
                 wake()
@@ -151,7 +151,7 @@ class _Watch:
 
 def _holder(row: tuple[str, str, str, str, int, float, float]) -> Holder:
     _, _, owner, about, token, since, ends = row
-    t = time.time()
+    t = now()
     return Holder.found(owner, about, token=token, held_for=t - since, ttl=ends - t)
 
 

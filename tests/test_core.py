@@ -358,6 +358,25 @@ def test_a_manager_that_nobody_closed_ends_with_its_last_lease() -> None:
     assert not thread.is_alive()
 
 
+def test_who_is_told_of_a_loss_may_close_the_manager() -> None:
+    """aioredlock: the watchdog that noticed the loss ended by waiting for itself."""
+    backend = Moody()
+    locks = Manager(backend)
+    told = threading.Event()
+
+    def close() -> None:
+        locks.close()
+        told.set()
+
+    lease = locks.lock("k", ttl=0.6).acquire()
+    lease.on_lost(close)
+    backend._locks.clear()  # as a store that lost it
+    assert told.wait(PATIENCE)
+    assert locks._watchdog._thread is not None
+    assert not locks._watchdog._thread.is_alive()
+    assert lease.state is LeaseState.LOST
+
+
 def test_dropping_a_lease_warns_and_stops_renewal(locks: Manager) -> None:
     lease = locks.lock("k").acquire()
     with warnings.catch_warnings(record=True) as caught:

@@ -1,8 +1,8 @@
 """A process that takes locks when told to: for tests that stop, kill and fork it.
 
-``python -m distlock.testing.process URL`` reads lines and answers each: ``acquire KEY TTL`` → the token,
+Its `main` reads lines and answers each: ``acquire KEY TTL`` → the token,
 ``state`` → the state of the last lease, ``release`` → ``released``, ``fork`` → what a forked child may do, ``fork
-quietly`` → the same of one that does nothing but end.
+quietly`` → the same of one that does nothing but end, ``clock SECONDS`` → ``set``: its wall clock is that far off.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import warnings
 
 from .. import Lease, LeaseState, LockLost, Manager, connect
@@ -22,7 +23,7 @@ class Process:
 
     def __init__(self, url: str) -> None:
         self.popen: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "distlock.testing.process", url],
+            [sys.executable, "-c", "from distlock.testing.process import main; main()", url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -56,7 +57,10 @@ def main() -> None:
         lease: Lease | None = None
         for line in sys.stdin:
             word, *args = line.split()
-            if word == "acquire":
+            if word == "clock":
+                _set_clock(float(args[0]))
+                _say("set")
+            elif word == "acquire":
                 lease = locks.lock(args[0], ttl=float(args[1])).acquire()
                 _say(lease.token)
             elif lease is not None and word == "state":
@@ -67,6 +71,11 @@ def main() -> None:
             elif lease is not None and word == "fork":
                 _say(_fork(locks, lease, quietly=bool(args)))
         os._exit(0)
+
+
+def _set_clock(off_by: float) -> None:
+    right = time.time
+    time.time = lambda: right() + off_by
 
 
 def _fork(locks: Manager, lease: Lease, *, quietly: bool) -> str:
@@ -94,7 +103,3 @@ def _touch(locks: Manager, lease: Lease) -> int:
 
 def _say(what: object) -> None:
     print(what, flush=True)
-
-
-if __name__ == "__main__":
-    main()

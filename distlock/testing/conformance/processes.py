@@ -60,6 +60,23 @@ class Processes:
                 assert await world.aside(process.hear) == "lost"
 
     @case
+    async def test_a_clock_that_is_an_hour_off_changes_nothing(self, world: World) -> None:
+        """rueidis, Redisson's fair lock: times of several clients' clocks were compared."""
+        tokens: list[int] = []
+        with _processes(world, 2) as processes:
+            for process, off_by in zip(processes, (3600, -3600)):  # noqa: B905 - or there are no processes
+                assert await world.aside(partial(process.ask, f"clock {off_by}")) == "set"
+                tokens.append(int(await world.aside(partial(process.ask, "acquire k 30"))))
+                assert await world.try_acquire(world.locks.lock("k")) is None
+                assert await world.aside(partial(process.ask, "state")) == "held"
+                holder = (await world.inspect("k")).holder
+                assert holder is None or holder.held_for is None or holder.held_for < 600
+                assert await world.aside(partial(process.ask, "release")) == "released"
+                async with world.block(world.locks.lock("k", timeout=10)) as lease:
+                    tokens.append(lease.token)
+        assert tokens == sorted(set(tokens))
+
+    @case
     async def test_a_forked_child_holds_nothing(self, world: World) -> None:
         """python-redis-lock: the child released its parent's lock."""
         with _processes(world, 1) as processes:
