@@ -6,28 +6,25 @@ import functools
 import inspect
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.abc
 import pytest
 
 import distlock.backends.redis  # imports read files: not in an event loop
 from distlock import AsyncLease, Inspection, Lease, Lock, Manager
+from distlock.testing import colours
 
 from .children import untraced
 from .servers import RedisServer
 
-__all__ = ("ASYNC", "COLOURS", "Child", "Colour", "Connect", "Probe", "Running", "in_colours", "until")
+__all__ = ("ASYNC", "Child", "Colour", "Connect", "Probe", "in_colours", "until")
 
-ASYNC = ("asyncio", "trio")
-COLOURS = ("sync", *ASYNC)
+ASYNC = colours.COLOURS[1:]
 PATIENCE = 20.0
 """Seconds after which something will not happen any more. A bound, never a measure."""
 
@@ -56,7 +53,7 @@ def in_colours(*names: str) -> Callable[[Callable[..., Coroutine[Any, Any, None]
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[parameter for parameter in wanted if parameter.name != "connect"]
         )
-        each: Callable[..., None] = pytest.mark.parametrize("colour", names or COLOURS)(run)
+        each: Callable[..., None] = pytest.mark.parametrize("colour", names or colours.COLOURS)(run)
         return each
 
     return decorate
@@ -70,133 +67,18 @@ def until(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
         time.sleep(0.002)
 
 
-class Running:
-    """A call that goes on beside the test."""
+class Colour(colours.Colour):
+    """With the managers that a test has connected itself."""
 
-    def __init__(self, colour: Colour) -> None:
-        self._colour = colour
-        self._scope: anyio.CancelScope | None = None
-        self._done = threading.Event()
-        self._value: Any = None
-        self._error: BaseException | None = None
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    async def result(self) -> Any:
-        await self._colour.until(self._done.is_set)
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-    def cancel(self) -> None:
-        assert self._scope is not None, "threads cannot be cancelled"
-        self._scope.cancel()
-
-    async def cancelled(self) -> None:
-        """Cancels it and waits for its end."""
-        self.cancel()
-        await self._colour.until(self._done.is_set)
-
-    async def run(self, call: Callable[[], Awaitable[Any]]) -> None:
-        try:
-            if self._colour.name == "sync":
-                self._value = await call()
-            else:
-                with anyio.CancelScope() as self._scope:
-                    self._value = await call()
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever asks for the result
-            self._error = error
-        finally:
-            self._done.set()
-
-
-class Colour:
-    """One test body, an async function, for threads, asyncio and trio: on ``sync`` its awaits block in place."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._tasks: anyio.abc.TaskGroup | None = None
-        self._started: list[Running] = []
-
-    @property
-    def is_async(self) -> bool:
-        return self.name != "sync"
-
-    def run(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if not self.is_async:
-            _drive(body())
-            return
-
-        async def main() -> None:
-            async with anyio.create_task_group() as self._tasks:
-                await body()
-                self._tasks.cancel_scope.cancel()
-
-        try:
-            anyio.run(main, backend=self.name)
-        except BaseException as error:
-            # What a test raises is what it is to show, not the group that anyio wraps it in.
-            inner = getattr(error, "exceptions", (error, error))
-            if len(inner) == 1:
-                raise inner[0] from None
-            raise
-
-    def start(self, call: Callable[[], Awaitable[Any]]) -> Running:
-        """Runs ``call`` in a thread or task of its own."""
-        running = Running(self)
-        self._started.append(running)
-        if self._tasks is None:
-            threading.Thread(target=lambda: _drive(running.run(call)), daemon=True).start()
-        else:
-            self._tasks.start_soon(running.run, call)
-        return running
-
-    async def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            errors = [each._error for each in self._started if each._error is not None]
-            assert time.monotonic() < deadline, f"it did not happen; beside the test: {errors}"
-            await self.sleep(0.002)
-
-    async def sleep(self, seconds: float) -> None:
-        if self.is_async:
-            await anyio.sleep(seconds)
-        else:
-            time.sleep(seconds)  # noqa: ASYNC251 - no loop runs here
-
-    async def acquire(self, lock: Lock, timeout: float | None = PATIENCE) -> AnyLease:
-        return await lock.acquire_async(timeout=timeout) if self.is_async else lock.acquire(timeout=timeout)
-
-    async def try_acquire(self, lock: Lock) -> AnyLease | None:
-        return await lock.try_acquire_async() if self.is_async else lock.try_acquire()
-
-    async def release(self, lease: AnyLease) -> None:
-        if isinstance(lease, AsyncLease):
-            await lease.release()
-        else:
-            lease.release()
-
-    async def extend(self, lease: AnyLease, ttl: float | None = None) -> None:
-        if isinstance(lease, AsyncLease):
-            await lease.extend(ttl)
-        else:
-            lease.extend(ttl)
+    async def acquire(self, lock: Lock, timeout: float | None = PATIENCE) -> AnyLease:  # type: ignore[override]
+        lease: AnyLease = await super().acquire(lock, timeout=timeout)
+        return lease
 
     async def inspect(self, locks: Manager, key: str) -> Inspection:
         return await locks.inspect_async(key) if self.is_async else locks.inspect(key)
 
     async def list(self, locks: Manager, prefix: str = "") -> Sequence[Inspection]:
         return await locks.list_async(prefix) if self.is_async else locks.list(prefix)
-
-
-def _drive(coroutine: Coroutine[Any, Any, None]) -> None:
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("a sync test suspended")
 
 
 class Probe:

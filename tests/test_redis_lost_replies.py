@@ -109,7 +109,7 @@ async def test_a_request_that_was_cancelled_on_a_frozen_server_comes_to_nothing(
     redis_server.pause()
     running = colour.start(lambda: colour.acquire(lock, timeout=None))
     await colour.sleep(0.05)
-    await running.cancelled()
+    await running.cancel()
     redis_server.resume()
     await colour.until(lambda: not probe.keys(), timeout=5)
     await colour.release(await colour.acquire(lock))
@@ -127,7 +127,7 @@ async def test_a_cancelled_acquire_leaves_nothing(
         proxy.pause(requests=False)
         running = colour.start(lambda: colour.acquire(lock))
         await colour.until(lambda: probe.value(key))
-        await running.cancelled()
+        await running.cancel()
         proxy.resume()
         await colour.until(lambda: not probe.keys(), timeout=5)
 
@@ -143,11 +143,11 @@ async def test_a_cancelled_waiter_leaves_nothing(
         waiters = connect(proxy.url, op_timeout=0.5)
         first, second = (colour.start(lambda: colour.acquire(waiters.lock(key))) for _ in range(2))
         await colour.until(lambda: probe.queued(key) == 2)
-        await first.cancelled()
+        await first.cancel()
         assert probe.queued(key) == 1
         proxy.pause(requests=False)
         await colour.release(holder)  # and in this moment the second is served
-        await second.cancelled()
+        await second.cancel()
         proxy.resume()
         await colour.until(lambda: not probe.keys(), timeout=5)
 
@@ -165,7 +165,7 @@ async def test_a_cancelled_release_releases(
             proxy.pause(requests=held_back == "all")
             running = colour.start(partial(colour.release, lease))
             await colour.sleep(0.05)
-            await running.cancelled()
+            await running.cancel()
             proxy.resume()
             await colour.until(lambda: not probe.keys(), timeout=5)
             await colour.release(lease)

@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 
 from distlock import AsyncLease, Lease, Lock
+from distlock.testing.colours import Task
 
 from .proxy import FaultProxy, Traffic
-from .redis_tools import Colour, Connect, Probe, Running, in_colours
+from .redis_tools import Colour, Connect, Probe, in_colours
 from .servers import RedisServer
 
 
@@ -97,7 +98,7 @@ async def test_a_hand_over_costs_the_release_and_one_confirmation(
     assert spent["publish"] == 10, "one message to one waiter for each release"
 
 
-async def _pass_on(colour: Colour, holder: Lease | AsyncLease, running: list[Running]) -> None:
+async def _pass_on(colour: Colour, holder: Lease | AsyncLease, running: list[Task]) -> None:
     """Each gets the lock in turn, in whatever order, and gives it up."""
     await colour.release(holder)
     left = list(running)

@@ -20,7 +20,7 @@ from .. import AsyncLease, Lease, Lock, Manager
 from .._core.drive import drive
 from .faults import Store, Tap
 
-__all__ = ("COLOURS", "PATIENCE", "Task", "World", "async_case", "case")
+__all__ = ("COLOURS", "PATIENCE", "Colour", "Task", "World", "async_case", "case")
 
 COLOURS = ("sync", "asyncio", "trio")
 
@@ -60,10 +60,10 @@ def _in_colours(
 class Task:
     """A call that goes on beside the test, in a thread or a task of its own."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, colour: Colour) -> None:
+        self._colour = colour
         self._done = threading.Event()
-        self._scope = anyio.CancelScope() if world.is_async else None
+        self._scope = anyio.CancelScope() if colour.is_async else None
         self._value: Any = None
         self._error: BaseException | None = None
 
@@ -74,7 +74,7 @@ class Task:
 
     async def result(self) -> Any:
         """What it returned, or raised."""
-        await self._world.until(self._done.is_set)
+        await self._colour.until(self._done.is_set)
         if self._error is not None:
             raise self._error
         return self._value
@@ -83,7 +83,7 @@ class Task:
         """Cancels it and waits for its end. Threads cannot be cancelled."""
         assert self._scope is not None
         self._scope.cancel()
-        await self._world.until(self._done.is_set)
+        await self._colour.until(self._done.is_set)
 
     async def run(self, call: Callable[[], Awaitable[Any]]) -> None:
         """What the thread or the task does."""
@@ -96,38 +96,16 @@ class Task:
             self._done.set()
 
 
-class World:
-    """Locks of one store as one colour sees them."""
+class Colour:
+    """What a test body, an async function, does differently in sync code, asyncio and trio.
 
-    def __init__(self, store: Store, colour: str) -> None:
-        self.store: Store = store
-        self.colour: str = colour
-        self.is_async: bool = colour != "sync"
+    In sync code its awaits block in place.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name: str = name
+        self.is_async: bool = name != "sync"
         self._tasks: anyio.abc.TaskGroup | None = None
-        self._exits = ExitStack()
-        self.locks: Manager = self.connect()
-        self.other: Manager = self.connect()
-
-    def __enter__(self) -> World:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._exits.close()
-
-    def connect(self, **options: Any) -> Manager:
-        """One more client of the store, closed after the test."""
-        manager = self.store.connect(**options)
-        self._exits.callback(manager.close)
-        return manager
-
-    async def tap(self) -> tuple[Manager, Tap]:
-        """One more client, with a tap in its line to the store."""
-        tap = Tap((await self.aside(self.connect))._backend)
-        manager = Manager(tap)
-        self._exits.callback(manager.close)
-        return manager, tap
 
     def run(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """The test, to its end."""
@@ -141,7 +119,7 @@ class World:
                 self._tasks.cancel_scope.cancel()
 
         try:
-            anyio.run(main, backend=self.colour)
+            anyio.run(main, backend=self.name)
         except BaseException as error:
             inner: Sequence[BaseException] = getattr(error, "exceptions", ())
             if len(inner) == 1:  # what the test raised, not the group that it came in
@@ -157,9 +135,9 @@ class World:
             threading.Thread(target=lambda: drive(task.run(call)), daemon=True).start()
         return task
 
-    async def until(self, condition: Callable[[], object]) -> None:
+    async def until(self, condition: Callable[[], object], timeout: float = PATIENCE) -> None:
         """Until it holds. The condition may ask a server: it runs where it blocks nobody."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + timeout
         while not (await self.aside(condition)):
             assert time.monotonic() < deadline, "it did not happen"
             await self.sleep(0.003)
@@ -189,14 +167,6 @@ class World:
     async def extend(self, lease: _AnyLease, ttl: float | None = None) -> None:
         await self._either(lease.extend(ttl))
 
-    async def inspect(self, key: str, manager: Manager | None = None) -> Any:
-        manager = manager or self.locks
-        return await manager.inspect_async(key) if self.is_async else manager.inspect(key)
-
-    async def list(self, prefix: str = "", manager: Manager | None = None) -> Any:
-        manager = manager or self.locks
-        return await manager.list_async(prefix) if self.is_async else manager.list(prefix)
-
     @asynccontextmanager
     async def block(self, lock: Lock | _AnyLease) -> AsyncIterator[Any]:
         """``with`` or ``async with``."""
@@ -207,12 +177,52 @@ class World:
             with lock as lease:  # type: ignore[union-attr]
                 yield lease
 
-    async def queued(self, key: str, count: int, manager: Manager | None = None) -> None:
-        """Until ``count`` wait for ``key``. A backend that is not fair sees those of the same client only."""
-        manager = manager or self.locks
-        await self.until(lambda: len(manager.inspect(key).waiters) == count)
-
     @staticmethod
     async def _either(result: Awaitable[None] | None) -> None:
         if result is not None:
             await result
+
+
+class World(Colour):
+    """Locks of one store as one colour sees them."""
+
+    def __init__(self, store: Store, colour: str) -> None:
+        super().__init__(colour)
+        self.store: Store = store
+        self._exits = ExitStack()
+        self.locks: Manager = self.connect()
+        self.other: Manager = self.connect()
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+
+    def connect(self, **options: Any) -> Manager:
+        """One more client of the store, closed after the test."""
+        manager = self.store.connect(**options)
+        self._exits.callback(manager.close)
+        return manager
+
+    async def tap(self) -> tuple[Manager, Tap]:
+        """One more client, with a tap in its line to the store."""
+        tap = Tap((await self.aside(self.connect))._backend)
+        manager = Manager(tap)
+        self._exits.callback(manager.close)
+        return manager, tap
+
+    async def inspect(self, key: str, manager: Manager | None = None) -> Any:
+        manager = manager or self.locks
+        return await manager.inspect_async(key) if self.is_async else manager.inspect(key)
+
+    async def list(self, prefix: str = "", manager: Manager | None = None) -> Any:
+        manager = manager or self.locks
+        return await manager.list_async(prefix) if self.is_async else manager.list(prefix)
+
+    async def queued(self, key: str, count: int, manager: Manager | None = None) -> None:
+        """Until ``count`` wait for ``key``. A backend that is not fair sees those of the same client only."""
+        manager = manager or self.locks
+        await self.until(lambda: len(manager.inspect(key).waiters) == count)
