@@ -93,11 +93,7 @@ class InvalidKey(DistLockError, ValueError):
 
 
 class BackendError(DistLockError):
-    """The store answered, and the answer is an error."""
-
-
-class BackendUnavailable(BackendError, ConnectionError):
-    """The store could not be reached, or did not answer in time.
+    """The store answered, and the answer is an error.
 
     ``sent`` is True when a request may have been carried out all the same.
     """
@@ -112,6 +108,10 @@ class BackendUnavailable(BackendError, ConnectionError):
     ) -> None:
         super().__init__(message, key=key, backend=backend)
         self.sent = sent
+
+
+class BackendUnavailable(BackendError, ConnectionError):
+    """The store could not be reached, or did not answer in time."""
 
 
 def _rebuild(kind: type[DistLockError], args: tuple[object, ...], state: dict[str, object]) -> DistLockError:

@@ -101,8 +101,14 @@ def _number(name: str, value: object) -> float:
 
 
 def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value or len(value.encode(errors="surrogatepass")) > LONGEST_KEY:
-        raise ConfigurationError(f"{name} must be a non-empty str of at most {LONGEST_KEY} bytes, not {value!r}")
+    try:
+        fits = isinstance(value, str) and 0 < len(value.encode()) <= LONGEST_KEY
+    except UnicodeEncodeError:
+        fits = False
+    if not fits:
+        raise ConfigurationError(
+            f"{name} must be a non-empty str of at most {LONGEST_KEY} bytes of UTF-8, not {value!r}"
+        )
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:

@@ -91,6 +91,9 @@ class Grant:
     token: int
     deadline: float
     """Until when holding is proven, by `distlock._clock.now`; counted from *before* the request was sent."""
+    in_flight: bool = False
+    """An earlier request for it was not answered and may still be on its way. After the release it must come to
+    nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,8 @@ class Busy:
     holder: Holder | None = None
     retry_after: float | None = None
     """Seconds after which to ask again even if nothing woke the waiter; ``None``: the watch sees to it."""
+    in_flight: bool = False
+    """As in `Grant`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,14 @@ class FaultProxy:
         """Resets every open connection (RST, on both sides)."""
         self._do(self._abort_all)
 
+    def silence_all(self) -> None:
+        """Nothing passes any more on the connections that are open, as where a network has forgotten them."""
+        self._do(self._silence_all)
+
+    def redirect(self, target: tuple[str, int] | str) -> None:
+        """New connections lead to another server; open ones live on."""
+        self._do(lambda: setattr(self, "_target", target))
+
     def pause(self, *, requests: bool = True, replies: bool = True) -> None:
         """Holds back all bytes, or those of one direction; nothing is lost."""
         self._do(lambda: self._hold(requests, replies))
@@ -374,6 +382,10 @@ class FaultProxy:
     def _abort_all(self) -> None:
         for link in list(self._links):
             self._abort(link)
+
+    def _silence_all(self) -> None:
+        for link in self._links:
+            self._suffer(link, "silence")
 
     def _reader(self, link: _Link, end: _End, other: _End) -> Callable[[], None]:
         return lambda: self._read(link, end, other)

@@ -377,6 +377,25 @@ def test_who_is_told_of_a_loss_may_close_the_manager() -> None:
     assert lease.state is LeaseState.LOST
 
 
+def test_what_was_left_over_is_not_finished_at_the_cost_of_the_leases() -> None:
+    """redisson#3194: one request that gets no answer must not keep the others waiting."""
+
+    class Silent(Moody):
+        def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
+            time.sleep(max(0.0, deadline - now()))
+            raise BackendUnavailable("no answer", backend=self.address)
+
+    backend = Silent()
+    with Manager(backend, op_timeout=5.0) as locks:
+        lease = locks.lock("k", ttl=3.0).acquire()
+        for number in range(3):
+            locks._watchdog.give_up(Claim(f"{number}", f"{number}", 30.0, True))
+        settled(lambda: len(backend.renewals) >= 4)
+        assert lease.state is LeaseState.HELD
+        lease.release()
+        locks._watchdog._chores.clear()
+
+
 def test_dropping_a_lease_warns_and_stops_renewal(locks: Manager) -> None:
     lease = locks.lock("k").acquire()
     with warnings.catch_warnings(record=True) as caught:

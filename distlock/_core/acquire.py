@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._clock import now
 from .._errors import AcquireTimeout, BackendError, BackendUnavailable
@@ -50,7 +50,9 @@ async def acquire(line: Line, claim: Claim, deadline: float) -> Grant | Busy:
             if asker.reached:
                 line.give_up(claim)  # it does not answer now: that is not waited for on the caller's time
         elif asker.reached:
-            await withdraw(line, claim, in_flight=asker.in_flight)
+            # A timeout is the caller's time; a cancellation is rare, and better left with nothing behind.
+            patience = FAIR if isinstance(error, AcquireTimeout) else line.op_timeout
+            await withdraw(line, claim, patience, in_flight=asker.in_flight)
         raise
 
 
@@ -84,9 +86,9 @@ async def _grant(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Gran
         subscription.close()
 
 
-async def withdraw(line: Line, claim: Claim, *, in_flight: bool) -> None:
-    """Gives the claim up, cancelled or not, within ``op_timeout``; what remains to be done then is handed on."""
-    deadline = now() + line.op_timeout
+async def withdraw(line: Line, claim: Claim, patience: float, *, in_flight: bool) -> None:
+    """Gives the claim up, cancelled or not, in ``patience`` seconds; what remains to be done then is handed on."""
+    deadline = now() + min(patience, line.op_timeout)
     try:
         with line.runtime.shield(deadline):
             await line.backend.withdraw(claim, deadline, in_flight=in_flight)
@@ -105,6 +107,7 @@ class _Asker:
         self._deadline = deadline
         self.busy: Busy | None = None
         self.in_flight = False
+        """A request that was not answered may still be on its way, even if a later one was answered."""
 
     @property
     def reached(self) -> bool:
@@ -130,10 +133,11 @@ class _Asker:
                     raise
             await self._line.runtime.signal().wait(now() + pause)
             pause = min(2 * pause, 0.5)
-        self.in_flight = False
+        self.in_flight = unknown_before or outcome.in_flight
         if isinstance(outcome, Busy):
             self.busy = outcome
-        return outcome
+            return outcome
+        return replace(outcome, in_flight=True) if self.in_flight else outcome
 
     def _limit(self) -> float:
         """Until when to wait for one answer."""

@@ -184,20 +184,24 @@ class Watchdog:
 
     def _do_chores(self, *, force: bool) -> None:
         for chore in list(self._chores.values()):
-            t = now()
-            if chore.next_try > t and not force:
+            if chore.next_try > now() and not force:
                 continue
-            limit = min((hold.deadline for hold in self.holds), default=math.inf) - t
-            try:
-                self._backend.withdraw(
-                    chore.claim,
-                    t + min(max(limit, SHORTEST_REQUEST), self._op_timeout),
-                    in_flight=chore.in_flight,
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it is, the watchdog goes on
-                log.warning("giving up the claim on %r failed, trying again: %s", chore.claim.key, error)
-                chore.pause = min(2 * chore.pause, 1.0)
-                chore.next_try = now() + chore.pause
-                if seconds_left(chore.until) > 0:
-                    continue
-            self._chores.pop(chore.claim.id, None)
+            # Never at the cost of the leases: what comes due is renewed in between.
+            self._announce()
+            self._renew_due()
+            if self._is_done(chore):
+                self._chores.pop(chore.claim.id, None)
+
+    def _is_done(self, chore: _Chore) -> bool:
+        """One try, before the next renewal is due; True if no other is needed."""
+        t = now()
+        limit = min((min(hold.renew_at, hold.deadline) for hold in self.holds), default=math.inf) - t
+        deadline = t + min(max(limit, SHORTEST_REQUEST), self._op_timeout)
+        try:
+            self._backend.withdraw(chore.claim, deadline, in_flight=chore.in_flight)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the watchdog goes on
+            log.warning("giving up the claim on %r failed, trying again: %s", chore.claim.key, error)
+            chore.pause = min(2 * chore.pause, 1.0)
+            chore.next_try = now() + chore.pause
+            return seconds_left(chore.until) <= 0
+        return True

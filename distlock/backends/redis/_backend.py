@@ -5,7 +5,6 @@ from __future__ import annotations
 from asyncio.events import _get_running_loop
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from ..base import (
     AsyncBackend,
@@ -25,7 +24,7 @@ from ..base import (
 from ._aio import AsyncRedisBackend
 from ._connect import Server
 from ._inbox import Inbox
-from ._pool import Pool, released
+from ._pool import Pool, Reply, released
 from ._scripts import (
     ACQUIRE,
     INSPECT,
@@ -89,25 +88,26 @@ class RedisBackend(SyncBackend):
         inbox = self.inbox.expect(claim) if claim.wait else NO_INBOX
         asked_at = now()
         try:
-            reply = self._pool.run(ACQUIRE, self.asking(claim, inbox), deadline, claim.key)
+            reply = self._pool.send(self.asking(claim, inbox), deadline, claim.key, ACQUIRE)
         except BaseException:
             self.inbox.forget_unwatched(claim.id)
             raise
-        return self.answered(claim, asked_at, reply.value)
+        return self.answered(claim, asked_at, reply)
 
     def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
         return self.inbox.watch(busy, wake, deadline)
 
     def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
         self.inbox.forget(claim.id)
-        self._pool.run(RELEASE, self.leaving(claim, queued=True, in_flight=in_flight), deadline, claim.key)
+        self._pool.send(self.leaving(claim, queued=True, in_flight=in_flight), deadline, claim.key, RELEASE)
 
     def release(self, grant: Grant, deadline: float) -> bool:
-        return released(self._pool.run(RELEASE, self.leaving(grant.claim), deadline, grant.claim.key))
+        frame = self.leaving(grant.claim, in_flight=grant.in_flight)
+        return released(self._pool.send(frame, deadline, grant.claim.key, RELEASE))
 
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at = now()
-        reply = self._pool.run(RENEW, self.renewing([(grant.claim, ttl)]), deadline, grant.claim.key)
+        reply = self._pool.send(self.renewing([(grant.claim, ttl)]), deadline, grant.claim.key, RENEW)
         return renewals([ttl], asked_at, reply.value)[0]
 
     def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
@@ -115,23 +115,23 @@ class RedisBackend(SyncBackend):
         for start in range(0, len(grants), BATCH):
             claims = [grant.claim for grant in grants[start : start + BATCH]]
             asked_at = now()
-            reply = self._pool.run(RENEW, self.renewing([(claim, claim.ttl) for claim in claims]), deadline)
+            reply = self._pool.send(self.renewing([(claim, claim.ttl) for claim in claims]), deadline, script=RENEW)
             results += renewals([claim.ttl for claim in claims], asked_at, reply.value)
         return results
 
     def inspect(self, key: str, deadline: float) -> Inspection:
-        reply = self._pool.run(INSPECT, self.inspecting(key), deadline, key)
+        reply = self._pool.send(self.inspecting(key), deadline, key, INSPECT)
         return inspection(key, reply.value)
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         cursor = b"0"
         seen: set[str] = set()
         while True:
-            cursor, names = self._pool.send(self.scanning(cursor, prefix), deadline).value
+            cursor, names = self._pool.send(self.scanning(cursor, prefix), now() + self.op_timeout).value
             for key in self.keys_in(names):
                 if key not in seen and key.startswith(prefix):
                     seen.add(key)
-                    found = self.inspect(key, deadline)
+                    found = self.inspect(key, now() + self.op_timeout)  # there may be many of them
                     if found.holder is not None or found.waiters:  # else but a withdrawn claim is remembered
                         yield found
             if cursor == b"0":
@@ -162,9 +162,9 @@ class RedisBackend(SyncBackend):
         head = self._head(ACQUIRE, claim.key, 5)
         return head + bulk(claim.id.encode()) + terms(claim.ttl, claim.owner, claim.reentrant, claim.about, inbox)
 
-    def answered(self, claim: Claim, asked_at: float, reply: Any) -> Grant | Busy:
+    def answered(self, claim: Claim, asked_at: float, reply: Reply) -> Grant | Busy:
         """What came of it; who has the lock need not wait for it."""
-        outcome = acquired(claim, asked_at, reply)
+        outcome = acquired(claim, asked_at, reply.value, reply.again)
         if claim.wait:
             if isinstance(outcome, Grant):
                 self.inbox.forget(claim.id)
@@ -209,7 +209,7 @@ class RedisBackend(SyncBackend):
         keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
         args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
         frame = REFRESH.head(1 + 3 * len(waiting), keys, 1 + len(args)) + bulks((inbox, *args))
-        reply = self._pool.run(REFRESH, frame, now() + self.op_timeout)
+        reply = self._pool.send(frame, now() + self.op_timeout, script=REFRESH)
         return {
             key: (pttl, [one.decode() for one in ids]) for key, (pttl, *ids) in zip(waiting, reply.value, strict=True)
         }

@@ -174,6 +174,8 @@ def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool
         return unavailable("the server is a read-only replica; connect to the primary", sent=False)
     if isinstance(error, exceptions.OutOfMemoryError) or "OOM command" in text:
         return refused("the server is out of memory; raise maxmemory, and use maxmemory-policy noeviction for locks")
+    if text.startswith(("BUSY ", "MASTERDOWN")):
+        return unavailable(f"the server is busy, or waits for its primary; try again: {text}")
     if "WRONGTYPE" in text:
         return refused(f"a key of this lock holds data of another kind; delete it or use another namespace: {text}")
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):

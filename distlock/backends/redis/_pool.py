@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
+from redis import exceptions
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
 
-from ..base import BackendUnavailable, now
+from ..base import BackendError, now
 from ._connect import Server, mapped
 from ._scripts import Script
 from ._wire import Wire
 
-__all__ = ("Pool", "Reply", "released")
+__all__ = ("LONGEST_IDLE", "MOST_IDLE", "Pool", "Reply", "is_broken", "is_stale", "released")
 
 MOST_IDLE = 16
+LONGEST_IDLE = 60.0
+"""Seconds. What is silent for longer some networks forget, without a word to either side."""
 
 
 class Reply(NamedTuple):
@@ -34,6 +37,18 @@ def released(reply: Reply) -> bool:
     return bool(reply.value) or reply.again
 
 
+def is_broken(error: Exception) -> bool:
+    """The connection ended. If it had been idle it may have been dead already, so that another try makes sense."""
+    answered_or_late = ResponseError, BusyLoadingError, exceptions.TimeoutError, TimeoutError
+    return not isinstance(error, answered_or_late)
+
+
+def is_stale(error: Exception) -> bool:
+    """Other idle connections are no better: they are as old, or the address leads to another server by now."""
+    late = isinstance(error, (exceptions.TimeoutError, TimeoutError))
+    return late or is_broken(error) or str(error).startswith(("READONLY", "MASTERDOWN", "You can't write"))
+
+
 class Pool:
     """Thread-safe: taking and giving back are single deque operations."""
 
@@ -43,53 +58,58 @@ class Pool:
         self._idle: deque[Wire] = deque()
         self._closed = False
 
-    def run(self, script: Script, frame: bytes, deadline: float, key: str | None = None) -> Reply:
-        """The reply of ``script``, which the server may have forgotten."""
+    def send(self, frame: bytes, deadline: float, key: str | None = None, script: Script | None = None) -> Reply:
+        """The reply to one request, of ``script`` if it runs one."""
+        wire = self._idle_wire()
+        if wire is None:
+            return Reply(self._send_fresh(frame, deadline, key, script), again=False)
         try:
-            return self.send(frame, deadline, key)
-        except NoScriptError:
-            return self.send(script.whole(frame), deadline, key)
-
-    def send(self, frame: bytes, deadline: float, key: str | None = None) -> Reply:
-        """The reply to one request; errors are ours, but for NoScriptError."""
-        left = deadline - now()
+            return Reply(self._exchange(wire, frame, deadline, script), again=False)
+        except (RedisError, OSError) as error:
+            if is_stale(error):
+                self.clear()
+            if not is_broken(error):
+                raise mapped(error, self._server.address, key=key) from error
         try:
-            wire = self._idle.pop()
-        except IndexError:
-            return Reply(self._send_fresh(frame, left, key), again=False)
-        try:
-            return Reply(self._exchange(wire, frame, left), again=False)
-        except NoScriptError:
-            raise
-        except (ResponseError, TimeoutError, BusyLoadingError) as error:
-            raise mapped(error, self._server.address, key=key) from error
-        except (RedisError, OSError):
-            pass
-        self.clear()  # its siblings are as old
-        try:
-            return Reply(self._send_fresh(frame, deadline - now(), key), again=True)
-        except BackendUnavailable as error:
+            return Reply(self._send_fresh(frame, deadline, key, script), again=True)
+        except BackendError as error:
             error.sent = True  # the first try may have got through
             raise
 
-    def _send_fresh(self, frame: bytes, left: float, key: str | None) -> Any:
-        deadline = now() + left
+    def _idle_wire(self) -> Wire | None:
         try:
-            wire = Wire(self._server.connect(left, self._op_timeout), self._op_timeout)
+            wire = self._idle.pop()
+        except IndexError:
+            return None
+        if now() - wire.idle_since < LONGEST_IDLE:
+            return wire
+        wire.close()
+        self.clear()
+        return None
+
+    def _send_fresh(self, frame: bytes, deadline: float, key: str | None, script: Script | None) -> Any:
+        try:
+            wire = Wire(self._server.connect(deadline - now(), self._op_timeout), self._op_timeout)
         except (RedisError, OSError) as error:
             raise mapped(error, self._server.address, key=key, sent=False) from error
         try:
-            return self._exchange(wire, frame, deadline - now())
-        except NoScriptError:
-            raise
+            return self._exchange(wire, frame, deadline, script)
         except (RedisError, OSError) as error:
             raise mapped(error, self._server.address, key=key) from error
 
-    def _exchange(self, wire: Wire, frame: bytes, left: float) -> Any:
+    def _exchange(self, wire: Wire, frame: bytes, deadline: float, script: Script | None) -> Any:
         try:
-            reply = wire.ask(frame, left)
-        except ResponseError:
-            self._give_back(wire)
+            try:
+                reply = wire.ask(frame, deadline - now())
+            except NoScriptError:
+                if script is None:
+                    raise
+                reply = wire.ask(script.whole(frame), deadline - now())  # the server has forgotten it
+        except ResponseError as error:
+            if is_stale(error):
+                wire.close()
+            else:
+                self._give_back(wire)
             raise
         except BaseException:  # the reply may still come: this connection must not be used again
             wire.close()
@@ -101,6 +121,7 @@ class Pool:
         if self._closed or len(self._idle) >= MOST_IDLE:
             wire.close()
         else:
+            wire.idle_since = now()
             self._idle.append(wire)
 
     def clear(self) -> None:

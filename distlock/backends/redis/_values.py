@@ -27,12 +27,12 @@ def terms(ttl: float, owner: str | None, reentrant: bool, about: str, inbox: byt
     return bulks((milliseconds(ttl), name, about.encode(), inbox))
 
 
-def acquired(claim: Claim, asked_at: float, reply: Any) -> Grant | Busy:
+def acquired(claim: Claim, asked_at: float, reply: Any, in_flight: bool) -> Grant | Busy:
     """What ``acquire.lua`` said."""
     if isinstance(reply, int):
-        return Grant(claim, reply, proven_until(asked_at, claim.ttl))
+        return Grant(claim, reply, proven_until(asked_at, claim.ttl), in_flight)
     pttl, held_us, value = reply
-    return Busy(claim, _holder(value, held_us, pttl))
+    return Busy(claim, _holder(value, held_us, pttl), in_flight=in_flight)
 
 
 def inspection(key: str, reply: Any) -> Inspection:

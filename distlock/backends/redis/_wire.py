@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from typing import Any
 
 from redis import Connection
 from redis.exceptions import BusyLoadingError, InvalidResponse, NoPermissionError, NoScriptError, ResponseError
+
+from ..base import now
 
 __all__ = ("Wire",)
 
@@ -31,26 +32,30 @@ class Wire:
         link: Any = connection._sock  # redis-py says None until it is connected
         self._socket: socket.socket = link
         self._timeout = self._longest = timeout
-        self._by_kernel = _timed_by_kernel(self._socket, timeout)
+        self._until = 0.0
+        # To send by the socket Python would ask poll(2) first, whether there is room; there always is for so little.
+        self._fd = link.fileno() if type(link) is socket.socket and os.name == "posix" else None
         self._data = b""
         self._at = 0
+        self.idle_since = 0.0
 
     def ask(self, frame: bytes, left: float) -> Any:
         """The reply; `ResponseError` if it is an error, `TimeoutError` if none came in about ``left`` seconds.
 
         After any other error the reply may still come, so that the connection is of no use any more.
         """
-        timeout = self._longest if left > 0.9 * self._longest else max(0.001, left)
+        timeout = self._longest if left > 0.99 * self._longest else max(0.001, left)
         if timeout != self._timeout:
-            self._set(timeout)
+            self._set_timeout(timeout)
+        self._until = now() + timeout
         try:
-            self._socket.sendall(frame)
+            rest = frame if self._fd is None else frame[os.write(self._fd, frame) :]
+            if rest:
+                self._socket.sendall(rest)
             self._data, self._at = self._socket.recv(65536), 0
             if self._data[:1] == b":" and self._data[-2:] == b"\r\n":  # an integer, as in most cases
                 return int(self._data[1:])
             return self._reply()
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
         except ValueError as error:
             raise InvalidResponse(f"not a reply in RESP 2: {error}") from error
 
@@ -58,11 +63,8 @@ class Wire:
         """Ends it."""
         self._connection.disconnect()
 
-    def _set(self, timeout: float) -> None:
-        if self._by_kernel:
-            _set_kernel(self._socket, timeout)
-        else:
-            self._socket.settimeout(timeout)
+    def _set_timeout(self, timeout: float) -> None:
+        self._socket.settimeout(timeout)
         self._timeout = timeout
 
     def _reply(self) -> Any:
@@ -97,6 +99,7 @@ class Wire:
         return text
 
     def _receive(self) -> None:
+        self._set_timeout(max(0.001, self._until - now()))
         more = self._socket.recv(65536)
         if not more:
             raise ConnectionError("the server closed the connection")
@@ -105,30 +108,6 @@ class Wire:
 
 def _error(text: str) -> Exception:
     code, _, rest = text.partition(" ")
+    if "max number of clients" in text:  # said in place of a welcome
+        return ConnectionError(text)
     return _ERRORS[code](rest) if code in _ERRORS else ResponseError(text)
-
-
-def _timed_by_kernel(link: socket.socket, timeout: float) -> bool:
-    """Lets the kernel time the socket, if it can (socket(7), SO_RCVTIMEO).
-
-    Python would ask poll(2) before each step, which is a call into the kernel of its own. TLS relies on that, and
-    the sockets of gevent never block.
-    """
-    if type(link) is not socket.socket or os.name != "posix":
-        return False
-    try:
-        _set_kernel(link, timeout)
-    except (OSError, struct.error):
-        return False
-    link.settimeout(None)
-    if os.get_blocking(link.fileno()):
-        return True
-    link.settimeout(timeout)
-    return False
-
-
-def _set_kernel(link: socket.socket, timeout: float) -> None:
-    seconds, rest = divmod(timeout, 1)
-    value = struct.pack("ll", int(seconds), int(rest * 1e6))
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
