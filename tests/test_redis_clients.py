@@ -193,6 +193,9 @@ def _clients_that_find_their_server() -> dict[str, Callable[[], Any]]:
         "asyncio cluster": lambda: redis.asyncio.cluster.RedisCluster(host="127.0.0.1", port=1),
         "cluster": lambda: redis.cluster.RedisCluster.__new__(redis.cluster.RedisCluster),
         "a pool": lambda: redis.ConnectionPool(),
+        "a way of its own": lambda: redis.Redis(
+            connection_pool=redis.ConnectionPool(redis_connect_func=lambda connection: None)
+        ),
     }
 
 

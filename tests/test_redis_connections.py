@@ -115,7 +115,8 @@ def test_signals_do_not_stretch_a_request(redis_server: RedisServer, key: str) -
         locks.lock(key).acquire().release()
         redis_server.pause()
         before = signal.signal(signal.SIGALRM, lambda number, frame: None)
-        threading.Timer(SOON, redis_server.resume).start()
+        at_last = threading.Timer(SOON, redis_server.resume)
+        at_last.start()
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
         try:
             started = time.monotonic()
@@ -123,6 +124,7 @@ def test_signals_do_not_stretch_a_request(redis_server: RedisServer, key: str) -
                 locks.lock(key).acquire(timeout=0.5)
             assert time.monotonic() - started < SOON / 2
         finally:
+            at_last.cancel()
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             redis_server.resume()

@@ -71,6 +71,11 @@ class Server:
     def from_pool(cls, pool: Any) -> Server:
         """As a connection pool of redis-py is set up."""
         given = pool.connection_kwargs
+        if given.get("redis_connect_func") or not pool.connection_class.__module__.startswith("redis."):
+            raise Unsupported(
+                "a client that connects in a way of its own (redis_connect_func, a connection class) is not supported:"
+                " give a URL, or a client with a credential_provider"
+            )
         settings = {name: given[name] for name in _TAKEN if given.get(name) is not None}
         if "path" in settings:
             return cls("unix", settings)

@@ -100,11 +100,11 @@ class Pool:
     def _exchange(self, wire: Wire, frame: bytes, deadline: float, script: Script | None) -> Any:
         try:
             try:
-                reply = wire.ask(frame, deadline - now())
+                reply = wire.ask(frame, deadline)
             except NoScriptError:
                 if script is None:
                     raise
-                reply = wire.ask(script.whole(frame), deadline - now())  # the server has forgotten it
+                reply = wire.ask(script.whole(frame), deadline)  # the server has forgotten it
         except ResponseError as error:
             if is_stale(error):
                 wire.close()

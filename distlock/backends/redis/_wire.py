@@ -32,22 +32,24 @@ class Wire:
         link: Any = connection._sock  # redis-py says None until it is connected
         self._socket: socket.socket = link
         self._timeout = self._longest = timeout
-        self._until = 0.0
+        self._most = 0.99 * timeout  # to set another costs a call into the kernel
+        self._deadline = 0.0
         # To send by the socket Python would ask poll(2) first, whether there is room; there always is for so little.
         self._fd = link.fileno() if type(link) is socket.socket and os.name == "posix" else None
         self._data = b""
         self._at = 0
         self.idle_since = 0.0
 
-    def ask(self, frame: bytes, left: float) -> Any:
-        """The reply; `ResponseError` if it is an error, `TimeoutError` if none came in about ``left`` seconds.
+    def ask(self, frame: bytes, deadline: float) -> Any:
+        """The reply; `ResponseError` if it is an error, `TimeoutError` if none came until about ``deadline``.
 
         After any other error the reply may still come, so that the connection is of no use any more.
         """
-        timeout = self._longest if left > 0.99 * self._longest else max(0.001, left)
+        left = deadline - now()
+        timeout = self._longest if left > self._most else max(0.001, left)
         if timeout != self._timeout:
             self._set_timeout(timeout)
-        self._until = now() + timeout
+        self._deadline = deadline
         try:
             rest = frame if self._fd is None else frame[os.write(self._fd, frame) :]
             if rest:
@@ -99,7 +101,7 @@ class Wire:
         return text
 
     def _receive(self) -> None:
-        self._set_timeout(max(0.001, self._until - now()))
+        self._set_timeout(max(0.001, self._deadline - now()))
         more = self._socket.recv(65536)
         if not more:
             raise ConnectionError("the server closed the connection")
