@@ -17,7 +17,7 @@ from ._core.blocks import Blocks
 from ._core.drive import drive
 from ._core.hold import Hold
 from ._core.watchdog import Watchdog
-from ._errors import BackendUnavailable, LockLost, NotHeld, add_note
+from ._errors import BackendUnavailable, ConfigurationError, LockLost, NotHeld, add_note
 from ._options import WhenLost, check_at_least, check_ttl
 from ._types import LeaseState
 
@@ -42,10 +42,11 @@ def current() -> Lease | AsyncLease:
 class BaseLease:
     """What the two colours share. All of it is thread-safe and none of it asks a server."""
 
-    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_watchdog", "_when_lost", "entered_by")
+    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_open", "_watchdog", "_when_lost", "entered_by")
 
     def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
         self._done = False
+        self._open = False
         self._hold = hold
         self._line = line
         self._watchdog = watchdog
@@ -129,10 +130,30 @@ class BaseLease:
         """Marks this lease released; True if it is the one that has to give up the hold."""
         if self._done:
             return False
-        if self._hold.count == 1 or self._hold.state is LeaseState.LOST:
+        if self._hold.state is LeaseState.LOST or self._hold.leave():
             return True
         self._done = True
-        return self._hold.leave()
+        return False
+
+    def _enter(self) -> None:
+        if self.remaining() <= 0:
+            self.ensure_held()
+        if self._open:
+            raise RuntimeError(f"the block of this lease of {self.key!r} is open already; a lock may be re-entered")
+        self._open = True
+        blocks.push(self)
+
+    def _exit(self) -> None:
+        blocks.remove(self)
+        self._open = False
+
+    def _rescue(self) -> None:
+        """The block was torn down by what a signal handler raised, before the release had begun: it begins now."""
+        if not (self._done or self._hold.giving_up or self._hold.ended):
+            self._exit()
+            if self._last_one_out():
+                self._watchdog.forget(self._hold)
+                self._watchdog.give_up(self._hold.grant.claim, in_flight=False, done=self._hold.finish)
 
     def _settle(self, body: BaseException | None, problem: Exception | None) -> None:
         """Leaving a block: which error comes out of it. ``problem`` is what releasing raised."""
@@ -173,22 +194,23 @@ class Lease(BaseLease):
         drive(_release.extend(self._line, self._hold, check_ttl(ttl, self._hold.grant.claim.ttl), self._watchdog))
 
     def __enter__(self) -> Lease:
-        if self.remaining() <= 0:
-            self.ensure_held()
-        blocks.push(self)
+        if self._when_lost == "cancel":
+            raise ConfigurationError(
+                'when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key
+            )
+        self._enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
-        blocks.remove(self)
-        self._leave(body)
-
-    def _leave(self, body: BaseException | None) -> None:
         try:
+            self._exit()
             self.release()
         except Exception as problem:  # noqa: BLE001 - _settle decides which error comes out
             self._settle(body, problem)
+        finally:
+            self._rescue()
 
 
 class AsyncLease(BaseLease):
@@ -206,6 +228,7 @@ class AsyncLease(BaseLease):
         if self._last_one_out():
             await _release.release(self._line, self._hold, self._watchdog)
             self._done = True
+        self._hold.off_lost(self._cancel)  # this lease's block has nothing to fear any more
 
     async def extend(self, ttl: float | None = None) -> None:
         """Sets the time that is left. See `Lease.extend`."""
@@ -213,9 +236,7 @@ class AsyncLease(BaseLease):
         await _release.extend(self._line, self._hold, ttl, self._watchdog)
 
     async def __aenter__(self) -> AsyncLease:
-        if self.remaining() <= 0:
-            self.ensure_held()
-        blocks.push(self)
+        self._enter()
         if self._when_lost == "cancel":
             from ._core.loops import CancelScope
 
@@ -228,22 +249,31 @@ class AsyncLease(BaseLease):
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        blocks.remove(self)
-        return await self._leave(kind, body, trace)
+        try:
+            self._exit()
+            return await self._leave(kind, body, trace)
+        finally:
+            self._rescue()
 
     async def _leave(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        swallowed = False
-        problem: Exception | None = None
+        swallowed, changed = False, None
         try:
             swallowed = self._leave_scope(kind, body, trace)
-        finally:
-            try:
-                await self.release()
-            except Exception as error:  # noqa: BLE001 - _settle decides which error comes out
-                problem = error
+        except BaseException as error:  # noqa: BLE001 - what is left of a group without our own cancellation
+            body = changed = error
+        problem: Exception | None = None
+        try:
+            await self.release()
+        except Exception as error:  # noqa: BLE001 - _settle decides which error comes out
+            problem = error
+        except BaseException:
+            if changed is None:
+                raise
         self._settle(None if swallowed else body, problem)
+        if changed is not None:
+            raise changed
         return swallowed
 
     def _leave_scope(

@@ -74,28 +74,40 @@ class Lock:
             raise ConfigurationError(
                 'when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key
             )
-        lease = self.acquire().__enter__()
-        lease.entered_by = self
-        return lease
+        lease: Lease | None = None
+        try:
+            lease = self.acquire()
+            lease.entered_by = self
+            return lease.__enter__()
+        except BaseException:
+            if lease is not None:
+                lease._rescue()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease = blocks.take(lambda lease: lease.entered_by is self)
+        lease = blocks.find(lambda lease: lease.entered_by is self)
         assert isinstance(lease, Lease)
-        lease._leave(body)
+        lease.__exit__(kind, body, trace)
 
     async def __aenter__(self) -> AsyncLease:
-        lease = await (await self.acquire_async()).__aenter__()
-        lease.entered_by = self
-        return lease
+        lease: AsyncLease | None = None
+        try:
+            lease = await self.acquire_async()
+            lease.entered_by = self
+            return await lease.__aenter__()
+        except BaseException:
+            if lease is not None:
+                lease._rescue()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        lease = blocks.take(lambda lease: lease.entered_by is self)
+        lease = blocks.find(lambda lease: lease.entered_by is self)
         assert isinstance(lease, AsyncLease)
-        return await lease._leave(kind, body, trace)
+        return await lease.__aexit__(kind, body, trace)
 
     def __call__(self, function: F) -> F:
         """Decorates: each call holds the lock. The key is taken as it is, braces included."""

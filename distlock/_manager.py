@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -157,7 +158,9 @@ class Manager:
             if isinstance(outcome, Busy):
                 return outcome
             return Lease(self._kept(outcome, options, actor), self._line, self._watchdog, when_lost, self)
-        except KeyboardInterrupt:  # it may have come between the grant and here
+        except (DistLockError, ValueError):
+            raise
+        except BaseException:  # Ctrl-C, or what another signal's handler raised: perhaps between the grant and here
             self._watchdog.give_up(claim, in_flight=False)
             raise
 
@@ -175,14 +178,22 @@ class Manager:
 
     def _claim(self, key: str, options: Options, actor: object, wait: bool) -> Claim:
         if self._closed:
-            raise DistLockError(f"this manager was closed [{self.address}]", key=key, backend=self.address)
+            raise self._closed_error(key)
         about = _who.introduce(actor, options.metadata)
         by_owner = options.reentrant and options.owner is not None
         return Claim(_who.new_claim_id(), key, options.ttl, wait, options.owner, by_owner, about)
 
+    def _closed_error(self, key: str) -> DistLockError:
+        return DistLockError(f"this manager was closed [{self.address}]", key=key, backend=self.address)
+
     def _kept(self, grant: Grant, options: Options, actor: object) -> Hold:
         hold = Hold(grant, renew=options.renew, max_hold=options.max_hold, actor=actor)
         self._watchdog.keep(hold)
+        if self._closed:  # while we waited: nobody is there to renew it
+            hold.lose("its manager was closed")
+            with suppress(DistLockError):
+                self._backend.withdraw(grant.claim, now() + self._op_timeout, in_flight=grant.in_flight)
+            raise self._closed_error(grant.claim.key)
         if options.reentrant and options.owner is None:
             self._reentrant[grant.claim.key, actor] = hold
         return hold
@@ -213,7 +224,7 @@ class Manager:
 
     def _held_for_ever(self, lease: BaseLease) -> bool:
         hold = lease._hold
-        renewed = hold.renew and hold.ends_at == math.inf
+        renewed = hold.renew and hold.ends_at == math.inf and not hold.giving_up
         return lease._watchdog is self._watchdog and renewed and hold.state in (LeaseState.HELD, LeaseState.UNKNOWN)
 
     def _check_supported(self, key: str, options: Options) -> None:
@@ -260,12 +271,13 @@ class Manager:
 
     async def aclose(self) -> None:
         """`close` for asyncio and trio."""
-        from ._core.loops import run_sync
+        from ._core.loops import CancelScope, run_sync
 
         line = self._lines.pop(current_loop(), None)
-        await run_sync(self.close)
-        if line is not None:
-            await line.backend.aclose()
+        with CancelScope(shield=True):  # as long as `close` may take: what is cancelled must let its locks go too
+            await run_sync(self.close)
+            if line is not None:
+                await line.backend.aclose()
 
     def __enter__(self) -> Manager:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -13,17 +14,23 @@ T = TypeVar("T")
 
 
 class Blocks(Generic[T]):
-    """Stacks of open blocks by thread or task. Safe from any thread: each step is one dict or list operation.
+    """Stacks of open blocks by thread or task, which they keep alive. Thread-safe.
 
     Keyed by the object, which the key keeps alive, so that a reused id never finds someone else's block.
     """
 
     def __init__(self) -> None:
         self._stacks: dict[object, list[T]] = {}
+        self._lock = threading.RLock()  # a signal's handler may come to it in the thread that holds it
+
+    def after_fork(self) -> None:
+        """In a forked child: another thread may have held the lock."""
+        self._lock = threading.RLock()
 
     def push(self, block: T) -> None:
         """``block`` opens in the running thread or task."""
-        self._stacks.setdefault(current_actor(), []).append(block)
+        with self._lock:
+            self._stacks.setdefault(current_actor(), []).append(block)
 
     def of(self, actor: object) -> tuple[T, ...]:
         """Outermost first."""
@@ -34,35 +41,30 @@ class Blocks(Generic[T]):
         stack = self._stacks.get(current_actor())
         return stack[-1] if stack else None
 
-    def take(self, wanted: Callable[[T], bool]) -> T:
-        """Out of here: the innermost such block of the running thread or task; if it has none, the sole one open
-        elsewhere.
+    def find(self, wanted: Callable[[T], bool]) -> T:
+        """The innermost such block of the running thread or task; if it has none, the sole one open elsewhere.
 
         The second case is a framework that enters a block in one thread of its pool and leaves it in another.
         """
-        here = current_actor()
-        for block in reversed(self._stacks.get(here, ())):
+        for block in reversed(self._stacks.get(current_actor(), ())):
             if wanted(block):
-                self._remove(here, block)
                 return block
-        elsewhere = [(actor, block) for actor, stack in list(self._stacks.items()) for block in stack if wanted(block)]
+        with self._lock:
+            elsewhere = [block for stack in self._stacks.values() for block in stack if wanted(block)]
         if len(elsewhere) != 1:
             raise RuntimeError(
                 f"a lock block is left in a thread or task that did not enter it, and {len(elsewhere)} are open"
                 " elsewhere: use acquire() and release the lease it returns"
             )
-        self._remove(*elsewhere[0])
-        return elsewhere[0][1]
+        return elsewhere[0]
 
     def remove(self, block: T) -> None:
         """``block`` is left, wherever it was opened."""
-        for actor in (current_actor(), *self._stacks):
-            if block in self._stacks.get(actor, ()):
-                self._remove(actor, block)
-                return
-
-    def _remove(self, actor: object, block: T) -> None:
-        stack = self._stacks[actor]
-        stack.remove(block)
-        if not stack:
-            self._stacks.pop(actor, None)
+        with self._lock:
+            for actor in (current_actor(), *self._stacks):
+                stack = self._stacks.get(actor, [])
+                if block in stack:
+                    stack.remove(block)
+                    if not stack:
+                        del self._stacks[actor]
+                    return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from .._types import LeaseState
 from ..backends.base import Grant
 
 __all__ = ("GONE", "Hold")
+
+log = logging.getLogger("distlock")
 
 GONE = "the store does not have it any more"
 
@@ -33,6 +36,7 @@ class Hold:
         "ends_at",
         "giving_up",
         "grant",
+        "left",
         "reason",
         "renew",
         "renew_at",
@@ -50,10 +54,12 @@ class Hold:
         self.renew_at: float = due if renew and grant.deadline < self.ends_at else math.inf
         self.count: int = 1
         self.doubtful: bool = False
+        self.left: bool = False
         self.giving_up: bool = False
         self.reason: str = ""
         self._ended: LeaseState | None = None
-        self._lock: threading.Lock = threading.Lock()
+        # Taken by a lease's finalizer too, which may run in the very thread that holds it.
+        self._lock: threading.RLock = threading.RLock()
         self._callbacks: list[LossCallback] = []
 
     @property
@@ -143,22 +149,28 @@ class Hold:
             return False
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("telling of the loss of %r failed", self.grant.claim.key)
         return True
 
     def enter_again(self) -> bool:
         """One more lease on this hold; False if there is nothing left to enter."""
         with self._lock:
-            if self._ended is not None or self.giving_up or now() >= self.deadline:
+            if self._ended is not None or self.giving_up or self.left or now() >= self.deadline:
                 return False
             self.count += 1
             return True
 
     def leave(self) -> bool:
-        """One lease less; True if it was the last."""
+        """One lease less; True if it was the last, after which nobody enters any more."""
         with self._lock:
-            self.count -= 1
-            return self.count <= 0
+            if self.count > 1:
+                self.count -= 1
+                return False
+            self.left = True
+            return True
 
     def vanished(self) -> None:
         """The store does not have it. If we are just giving it up, that is why."""
@@ -171,7 +183,7 @@ class Hold:
 
     def disown(self) -> None:
         """In a forked child: the parent holds it. No callback runs here."""
-        self._lock = threading.Lock()  # the inherited one may be locked for ever
+        self._lock = threading.RLock()  # the inherited one may be locked for ever
         self._callbacks = []
         self._end(LeaseState.LOST, "this process was forked while its parent held it")
 

@@ -62,7 +62,7 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
             ours = await line.backend.release(hold.grant, deadline)
     except BaseException as error:
         claim = hold.grant.claim
-        line.give_up(claim)
+        watchdog.give_up(claim, done=hold.finish)
         if isinstance(error, TimeoutError):  # the shield's, a moment before the backend's own
             raise BackendUnavailable(
                 f"the release of {claim.key!r} was not answered in time; it goes on in the background [{line.address}]",
@@ -72,7 +72,7 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
             ) from error
         raise
     # Gone at a second try: the first one, whose reply was lost, has done it.
-    if ours or retried:
+    if ours or retried or hold.state is LeaseState.RELEASED:  # the last: by another thread at the same time
         hold.finish()
     else:
         hold.lose(GONE)
@@ -100,4 +100,11 @@ async def extend(line: Line, hold: Hold, ttl: float, watchdog: Watchdog) -> None
         watchdog.keep(hold)
     elif renewal.state is LeaseState.LOST:
         hold.lose(GONE)
+    else:
+        raise BackendUnavailable(
+            f"the store did not say whether it has extended {grant.claim.key!r} [{line.address}]",
+            key=grant.claim.key,
+            backend=line.address,
+            sent=True,
+        )
     ensure_held(hold, 0.0, line.address)

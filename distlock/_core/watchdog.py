@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .._clock import now, seconds_left
@@ -23,6 +22,8 @@ __all__ = ("Watchdog",)
 log = logging.getLogger("distlock")
 
 SHORTEST_REQUEST = 0.02
+LONGEST_SLEEP = 60.0
+"""Seconds. A finalizer may run in the thread just as it falls asleep, and its word be missed."""
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class _Chore:
     in_flight: bool
     until: float
     next_try: float
+    done: Callable[[], object]
     pause: float = 0.05
 
 
@@ -47,7 +49,7 @@ class Watchdog:
     def _reset(self) -> None:
         self._holds: set[Hold] = set()
         self._chores: dict[str, _Chore] = {}
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()  # re-entrant: a manager's finalizer may run in a thread that holds it
         self._nudged = False
         self._next_look = math.inf
         self._alarm = math.inf
@@ -70,11 +72,11 @@ class Watchdog:
         """Leaves ``hold`` alone from now on."""
         self._holds.discard(hold)
 
-    def give_up(self, claim: Claim, *, in_flight: bool = True) -> None:
-        """Withdraws ``claim``, trying until it is known to have worked or its ttl has passed."""
+    def give_up(self, claim: Claim, *, in_flight: bool = True, done: Callable[[], object] = lambda: None) -> None:
+        """Withdraws ``claim``, trying until it is known to have worked, which calls ``done``, or its ttl has passed."""
         t = now()
         until = t + claim.ttl + self._op_timeout
-        self._chores[claim.id] = _Chore(claim, in_flight, until, next_try=t)
+        self._chores[claim.id] = _Chore(claim, in_flight, until, next_try=t, done=done)
         self._nudge()
 
     @property
@@ -102,9 +104,12 @@ class Watchdog:
             self._nudged = True
             if self._thread is None and not self._closing:
                 thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
-                with suppress(RuntimeError):  # the interpreter is going down; ttls end what is left
+                try:
                     thread.start()
                     self._thread = thread
+                except RuntimeError as error:  # no room for one more thread; or the interpreter is going down
+                    self._next_look = self._alarm = math.inf  # whoever comes next tries again
+                    log.warning("leases are not renewed: %s", error)
             self._changed.notify()
 
     # What the thread does.
@@ -114,20 +119,29 @@ class Watchdog:
             with self._changed:
                 while not (self._nudged or self._closing or now() >= self._next_look):
                     wait = self._next_look - now()
-                    self._changed.wait(None if wait == math.inf else min(wait, threading.TIMEOUT_MAX))
+                    self._changed.wait(min(wait, LONGEST_SLEEP))
                 # While looking, whoever comes with a new hold must nudge: this look may have missed it.
                 self._nudged, self._next_look = False, math.inf
                 if now() >= self._alarm:
                     self._alarm = math.inf
                 closing = self._closing
+            pause = self._look(closing)
+            if closing:
+                return
+            with self._changed:
+                self._next_look = max(min(self._next_event(), self._alarm), now() + pause)
+
+    def _look(self, closing: bool) -> float:
+        """Does what is due. The seconds to leave alone what went wrong: the thread must outlive all of it."""
+        try:
             self._announce()
             self._renew_due()
             self._do_chores(force=closing)
-            if closing:
-                return
             self._announce()
-            with self._changed:
-                self._next_look = min(self._next_event(), self._alarm)
+        except Exception:
+            log.exception("keeping leases alive met a bug in distlock or its backend, and goes on")
+            return SHORTEST_REQUEST
+        return 0.0
 
     def _next_event(self) -> float:
         events = [min(hold.renew_at, hold.deadline) for hold in self.holds]
@@ -151,9 +165,8 @@ class Watchdog:
         due = [hold for hold in self.holds if hold.renew_at <= t + hold.grant.claim.ttl / 30]
         if not due:
             return
-        # Half of what is left, so that there is time for another try; and back for the next announcement.
-        limit = min(hold.deadline for hold in due) - t
-        limit = min(limit / 2, min(hold.deadline for hold in self.holds) - t, self._op_timeout)
+        # Half of what is left, so that there is time for another try, of those that are not due yet too.
+        limit = min((min(hold.deadline for hold in [*due, *self.holds]) - t) / 2, self._op_timeout)
         asked = [hold.grant for hold in due]
         wanted = [self._wanted(hold, t) for hold in due]
         renewals = self._ask(wanted, t + max(limit, SHORTEST_REQUEST))
@@ -168,7 +181,10 @@ class Watchdog:
 
     def _ask(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
         try:
-            return self._backend.renew(grants, deadline)
+            renewals = self._backend.renew(grants, deadline)
+            if len(renewals) == len(grants):
+                return renewals
+            log.error("%s gave %d answers to %d renewals", self._backend.address, len(renewals), len(grants))
         except BackendError as error:
             log.warning("renewing %d lease(s) failed, trying again: %s", len(grants), error)
         except Exception:
@@ -189,8 +205,8 @@ class Watchdog:
             # Never at the cost of the leases: what comes due is renewed in between.
             self._announce()
             self._renew_due()
-            if self._is_done(chore):
-                self._chores.pop(chore.claim.id, None)
+            if self._is_done(chore) and self._chores.get(chore.claim.id) is chore:  # else there is more to do
+                del self._chores[chore.claim.id]
 
     def _is_done(self, chore: _Chore) -> bool:
         """One try, before the next renewal is due; True if no other is needed."""
@@ -204,4 +220,5 @@ class Watchdog:
             chore.pause = min(2 * chore.pause, 1.0)
             chore.next_try = now() + chore.pause
             return seconds_left(chore.until) <= 0
+        chore.done()
         return True
