@@ -195,9 +195,7 @@ class Lease(BaseLease):
 
     def __enter__(self) -> Lease:
         if self._when_lost == "cancel":
-            raise ConfigurationError(
-                'when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key
-            )
+            raise no_cancelling(self.key)
         self._enter()
         return self
 
@@ -285,6 +283,11 @@ class AsyncLease(BaseLease):
             return False
         self._hold.off_lost(self._cancel)
         return bool(scope.__exit__(kind, body, trace))
+
+
+def no_cancelling(key: str) -> ConfigurationError:
+    """The error for a block of sync code that asks for what only event loops can do."""
+    return ConfigurationError('when_lost="cancel" needs "async with": a thread cannot be cancelled', key=key)
 
 
 def _soon(post: Callable[[Callable[[], object]], object], call: Callable[[], Any]) -> Callable[[], object]:

@@ -6,13 +6,14 @@ import enum
 import functools
 import inspect
 import string
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ._errors import ConfigurationError
-from ._lease import AsyncLease, Lease, blocks
+from ._lease import AsyncLease, Lease, blocks, no_cancelling
 from ._options import Options, check_key, check_timeout
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ class Lock:
 
     def __enter__(self) -> Lease:
         if self._options.when_lost == "cancel":
-            raise ConfigurationError(
-                'when_lost="cancel" needs "async with": a thread cannot be cancelled', key=self.key
-            )
+            raise no_cancelling(self.key)
         lease: Lease | None = None
         try:
             lease = self.acquire()
@@ -125,7 +124,12 @@ def locked_by(make: Callable[[str], Lock], template: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         _check_decoratable(function)
-        signature = inspect.signature(function)
+        try:
+            signature = inspect.signature(function)
+        except ValueError as error:
+            raise TypeError(
+                f"{error}, so that a key cannot be filled in from its arguments; wrap it in a def"
+            ) from None
         _check_template(template, signature, getattr(function, "__qualname__", repr(function)))
 
         def lock_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lock:
@@ -140,7 +144,7 @@ def locked_by(make: Callable[[str], Lock], template: str) -> Callable[[F], F]:
 
 def _wrapped(function: F, lock_of: Callable[[tuple[Any, ...], Mapping[str, Any]], Lock]) -> F:
     _check_decoratable(function)
-    if inspect.iscoroutinefunction(function):
+    if any(inspect.iscoroutinefunction(each) for each in _bodies(function)):
 
         @functools.wraps(function)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -152,7 +156,7 @@ def _wrapped(function: F, lock_of: Callable[[tuple[Any, ...], Mapping[str, Any]]
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         with lock_of(args, kwargs):
-            return function(*args, **kwargs)
+            return _finished(function(*args, **kwargs), function)
 
     return call  # type: ignore[return-value]
 
@@ -162,11 +166,29 @@ def _check_decoratable(function: object) -> None:
         raise TypeError(f"put the lock below @{type(function).__name__}, next to the def")
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"a lock decorates functions and coroutine functions, not {function!r}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"{getattr(function, '__qualname__', function)} is a generator: its body runs after the call has returned,"
-            " and would run without the lock. Take the lock inside it with a with block"
-        )
+    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in _bodies(function)):
+        raise _unfinished(function, "is a generator")
+
+
+def _bodies(function: Any) -> tuple[Any, ...]:
+    """The function, and what an object of a class with ``__call__`` runs."""
+    return function, getattr(type(function), "__call__", None)  # noqa: B004 - the method itself
+
+
+def _finished(result: Any, function: object) -> Any:
+    """``result``, unless the work has only begun: a wrapper around a coroutine function, for one, hides what it is."""
+    if isinstance(result, (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)):
+        if not isinstance(result, types.AsyncGeneratorType):
+            result.close()
+        raise _unfinished(function, f"returned a {type(result).__name__}")
+    return result
+
+
+def _unfinished(function: object, what: str) -> TypeError:
+    return TypeError(
+        f"{getattr(function, '__qualname__', function)} {what}: its body runs after the call has returned,"
+        " and would run without the lock. Take the lock inside it with a with block, or decorate the inner function"
+    )
 
 
 def _check_template(template: str, signature: inspect.Signature, name: str) -> None:

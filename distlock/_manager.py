@@ -407,6 +407,7 @@ def locked(
 def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()
+    blocks.after_fork()
     _who.after_fork()
     for manager in list(_managers):
         manager._after_fork()

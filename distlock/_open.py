@@ -28,7 +28,10 @@ NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def open_backend(target: Any, namespace: str | None, op_timeout: float) -> SyncBackend:
     """The backend behind ``target``: a URL, a ready client, or a backend already."""
-    namespace = namespace if namespace is not None else os.environ.get("DISTLOCK_NAMESPACE") or "default"
+    given, namespace = (
+        namespace,
+        namespace if namespace is not None else os.environ.get("DISTLOCK_NAMESPACE") or "default",
+    )
     if not isinstance(namespace, str) or not NAMESPACE.fullmatch(namespace):
         raise ConfigurationError(f"a namespace is 1 to 64 letters, digits, '.', '_' or '-'; not {namespace!r}")
     is_number = isinstance(op_timeout, (int, float)) and not isinstance(op_timeout, bool)
@@ -42,6 +45,8 @@ def open_backend(target: Any, namespace: str | None, op_timeout: float) -> SyncB
             )
         return _opener(scheme.lower())(target, namespace=namespace, op_timeout=op_timeout)
     if isinstance(target, SyncBackend):
+        if given is not None:
+            raise ConfigurationError("a backend has its namespace already: give it to the backend, not to connect()")
         return target
     if any(base.__module__.partition(".")[0] == "redis" for base in type(target).__mro__):
         return _load("redis", "redis").open_client(target, namespace=namespace, op_timeout=op_timeout)  # type: ignore[no-any-return]

@@ -112,6 +112,8 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(metadata, Mapping):
+        raise ConfigurationError(f"metadata maps str to str, it is not {metadata!r}")
     copy = dict(metadata)
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in copy.items()):
         raise ConfigurationError("metadata maps str to str")

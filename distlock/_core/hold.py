@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .._clock import now
 from .._types import LeaseState
-from ..backends.base import Grant
+from ..backends.base import Grant, proven_until
 
 __all__ = ("GONE", "Hold")
 
@@ -70,7 +70,7 @@ class Hold:
         if now() >= self.deadline:
             if self.giving_up:  # its release got no answer, and now its time is up
                 return LeaseState.RELEASED
-            self.lose("it was not renewed in time")
+            self.expire()
             return self._ended or LeaseState.LOST
         return LeaseState.UNKNOWN if self.doubtful or self.giving_up else LeaseState.HELD
 
@@ -154,6 +154,16 @@ class Hold:
             except Exception:
                 log.exception("telling of the loss of %r failed", self.grant.claim.key)
         return True
+
+    def expire(self) -> None:
+        """The proven time is over."""
+        ttl = self.grant.claim.ttl
+        if not self.renew:
+            self.lose("its ttl is over, and it was not to be renewed")
+        elif self.deadline >= proven_until(self.ends_at - ttl, ttl):  # the last renewal is short of it by the margin
+            self.lose("its max_hold is over")
+        else:
+            self.lose("it was not renewed in time")
 
     def enter_again(self) -> bool:
         """One more lease on this hold; False if there is nothing left to enter."""

@@ -11,11 +11,15 @@ from anyio import CancelScope
 from anyio.to_thread import run_sync
 
 from .._clock import seconds_left
+from .._errors import BackendUnavailable
 from ..backends.base import Busy, Claim, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
 from .actor import poster
 from .runtime import Signal
 
 __all__ = ("AsyncRuntime", "CancelScope", "Threaded", "run_sync")
+
+GRACE = 0.25
+"""Seconds for a call that keeps its deadline to come back from its thread."""
 
 T = TypeVar("T")
 
@@ -73,7 +77,7 @@ class Threaded:
             return outcome
 
         try:
-            return await run_sync(call, abandon_on_cancel=True, limiter=self._asking)
+            return await self._run(call, self._asking, deadline)
         except BaseException:
             abandoned.append(True)
             raise
@@ -89,7 +93,7 @@ class Threaded:
             return made[0]
 
         try:
-            return await run_sync(call, abandon_on_cancel=True, limiter=self._asking)
+            return await self._run(call, self._asking, deadline)
         except BaseException:
             abandoned.append(True)
             for subscription in made:  # made just before the cancellation: closing twice does no harm
@@ -97,22 +101,31 @@ class Threaded:
             raise
 
     async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
-        await self._give(lambda: self._sync.withdraw(claim, deadline, in_flight=in_flight))
+        await self._run(lambda: self._sync.withdraw(claim, deadline, in_flight=in_flight), self._giving, deadline)
 
     async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
-        return await self._give(lambda: self._sync.extend(grant, ttl, deadline))
+        return await self._run(lambda: self._sync.extend(grant, ttl, deadline), self._asking, deadline)
 
     async def release(self, grant: Grant, deadline: float) -> bool:
-        return await self._give(lambda: self._sync.release(grant, deadline))
+        return await self._run(lambda: self._sync.release(grant, deadline), self._giving, deadline)
 
     async def inspect(self, key: str, deadline: float) -> Inspection:
-        return await self._give(lambda: self._sync.inspect(key, deadline))
+        return await self._run(lambda: self._sync.inspect(key, deadline), self._asking, deadline)
 
     async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]:
-        return await self._give(lambda: tuple(self._sync.list(prefix, deadline)))
+        # Many requests, each of which bounds itself.
+        return await run_sync(lambda: tuple(self._sync.list(prefix, deadline)), limiter=self._asking)
 
     async def aclose(self) -> None:
         pass
 
-    async def _give(self, call: Callable[[], T]) -> T:
-        return await run_sync(call, abandon_on_cancel=True, limiter=self._giving)
+    async def _run(self, call: Callable[[], T], places: anyio.CapacityLimiter, deadline: float) -> T:
+        # The call keeps its deadline; waiting for a place, behind others that get no answer, has to be bounded here.
+        try:
+            with anyio.fail_after(seconds_left(deadline) + GRACE):
+                return await run_sync(call, abandon_on_cancel=True, limiter=places)
+        except TimeoutError as error:
+            address = self._sync.address
+            raise BackendUnavailable(
+                f"the store did not answer in time [{address}]", backend=address, sent=True
+            ) from error

@@ -155,7 +155,7 @@ class Watchdog:
                 self._holds.discard(hold)
             elif hold.deadline <= t or hold.ended:
                 self._holds.discard(hold)
-                hold.lose("it was not renewed in time" if hold.renew_at < math.inf else "its time was up")
+                hold.expire()
                 # Ours by the store's clock for a moment still: whoever waits need not wait for its end.
                 self.give_up(hold.grant.claim, in_flight=False)
 

@@ -124,11 +124,18 @@ class SyncBackend(ABC):
 
     @abstractmethod
     def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
-        """Each grant for its ``claim.ttl`` from now, in as few requests as the store allows."""
+        """Each grant for its ``claim.ttl`` from now at least, in as few requests as the store allows.
+
+        Never shortens what the store has granted for longer: a request that arrives late would take back what
+        another one has proven.
+        """
 
     @abstractmethod
     def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
-        """Sets (never adds to) the time that is left to ``ttl`` seconds; never revives what has ended."""
+        """``ttl`` seconds from now at least; never shortens (as `renew`), never adds, never revives what has ended.
+
+        That the lease ends earlier, if it was meant to, is the core's to see to.
+        """
 
     @abstractmethod
     def release(self, grant: Grant, deadline: float) -> bool:

@@ -132,6 +132,10 @@ class MemoryBackend(SyncBackend):
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         with self._mutex:
+            for key, lock in [*self._locks.items()]:
+                self._expire(lock)
+                if not lock.claims and not lock.queue:
+                    del self._locks[key]
             keys = [key for key in self._locks if key.startswith(prefix)]
         return (self.inspect(key, deadline) for key in keys)
 
@@ -160,8 +164,10 @@ class MemoryBackend(SyncBackend):
         if lock.queue:
             _, claim = lock.queue.popitem(last=False)
             lock.give(claim, next(self._tokens), min(PROVISIONAL, claim.ttl))
-            if wake := self._wakes.get(claim.id):
-                wake()
+            # The next one too: it has to learn that this one may be stopped and let its chance lapse.
+            for claim_id in [claim.id, *itertools.islice(lock.queue, 1)]:
+                if wake := self._wakes.get(claim_id):
+                    wake()
 
     @staticmethod
     def _may_re_enter(lock: _Lock, claim: Claim) -> bool:
