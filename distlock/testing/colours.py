@@ -207,6 +207,11 @@ class World(Colour):
         self._exits.callback(manager.close)
         return manager
 
+    @property
+    def backend(self) -> Any:
+        """What `locks` asks, in this colour."""
+        return self.locks._async_line().backend if self.is_async else self.locks._line.backend
+
     async def tap(self) -> tuple[Manager, Tap]:
         """One more client, with a tap in its line to the store."""
         tap = Tap((await self.aside(self.connect))._backend)

@@ -5,10 +5,11 @@ from .cancelling import Cancelling
 from .holding import Holding
 from .losing import Losing
 from .processes import Processes
+from .proving import Proving
 from .waiting import Waiting
 
 __all__ = ("Conformance",)
 
 
-class Conformance(Holding, Waiting, Losing, Answering, Cancelling, Processes):
+class Conformance(Holding, Waiting, Losing, Answering, Cancelling, Proving, Processes):
     """Subclass it, with a fixture ``store`` that gives a `distlock.testing.Store`."""

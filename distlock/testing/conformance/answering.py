@@ -206,7 +206,7 @@ class Answering:
 
     @case
     async def test_acquiring_twice_gives_one_grant(self, world: World) -> None:
-        backend, claim = _backend(world), _claim()
+        backend, claim = world.backend, _claim()
         first = await backend.acquire(claim, _soon())
         again = await backend.acquire(claim, _soon())
         assert isinstance(first, Grant)
@@ -219,7 +219,7 @@ class Answering:
 
     @case
     async def test_a_claim_is_ended_by_itself_alone(self, world: World) -> None:
-        backend, mine = _backend(world), _claim()
+        backend, mine = world.backend, _claim()
         grant = await backend.acquire(mine, _soon())
         assert isinstance(grant, Grant)
         other = Grant(_claim(), grant.token, grant.deadline)
@@ -238,7 +238,7 @@ class Answering:
     @case
     async def test_what_has_ended_is_never_written_again(self, world: World) -> None:
         """aioredlock, redsync#149: an extension that came late set the key again."""
-        backend, claim = _backend(world), _claim()
+        backend, claim = world.backend, _claim()
         grant = await backend.acquire(claim, _soon())
         await backend.release(grant, _soon())
         if world.locks.guarantees.extend:
@@ -249,7 +249,7 @@ class Answering:
 
     @case
     async def test_a_hand_over_to_one_who_left_is_passed_on(self, world: World) -> None:
-        backend = _backend(world)
+        backend = world.backend
         first, second, third = (_claim(wait=True) for _ in range(3))
         grant = await backend.acquire(first, _soon())
         wakes: list[int] = []
@@ -266,7 +266,7 @@ class Answering:
     @case
     async def test_one_who_does_not_answer_the_hand_over_is_passed_over(self, world: World) -> None:
         """A waiter that was stopped, or whose process hangs, keeps nobody waiting for its whole ttl."""
-        backend = _backend(world)
+        backend = world.backend
         first, second, third = (_claim(wait=True) for _ in range(3))
         grant = await backend.acquire(first, _soon())
         wakes: list[int] = []
@@ -282,21 +282,21 @@ class Answering:
     async def test_a_request_that_arrives_after_its_withdrawal_comes_to_nothing(self, world: World) -> None:
         if world.locks.guarantees.scope != "network":  # nothing is on its way for long within a machine
             return
-        backend, claim = _backend(world), _claim()
+        backend, claim = world.backend, _claim()
         await backend.withdraw(claim, _soon(), in_flight=True)
         with pytest.raises(Exception, match="withdrawn"):
             await backend.acquire(claim, _soon())
         await self._is_free(world)
 
     async def _watching(self, world: World, claim: Claim, wakes: list[int]) -> Any:
-        busy = await _backend(world).acquire(claim, _soon())
+        busy = await world.backend.acquire(claim, _soon())
         assert isinstance(busy, Busy)
-        return await _backend(world).watch(busy, lambda: wakes.append(1), _soon())
+        return await world.backend.watch(busy, lambda: wakes.append(1), _soon())
 
     async def _granted(self, world: World, claim: Claim) -> None:
         """Within a bound, by asking."""
         started = time.monotonic()
-        while not isinstance(await _backend(world).acquire(claim, _soon()), Grant):
+        while not isinstance(await world.backend.acquire(claim, _soon()), Grant):
             assert time.monotonic() - started < 20
             await world.sleep(0.05)
 
@@ -305,11 +305,6 @@ class Answering:
         async with world.block(world.other.lock("k", timeout=20)):
             pass
         await world.queued("k", 0)
-
-
-def _backend(world: World) -> Any:
-    """The one of this colour."""
-    return world.locks._async_line().backend if world.is_async else world.locks._line.backend
 
 
 def _claim(*, wait: bool = False) -> Claim:
