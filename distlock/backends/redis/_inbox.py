@@ -79,11 +79,12 @@ class Inbox:
 
     def expect(self, claim: Claim) -> bytes:
         """The channel to queue ``claim`` with; from now on news of it is kept for its watch."""
-        if not self._listening:
-            return NOT_LISTENING
-        with self._mutex:
-            self._entry(claim)
-        return self._channel
+        if self._listening:
+            with self._mutex:
+                if self._listening:  # else the thread may have ended: it has seen nobody waiting
+                    self._entry(claim)
+                    return self._channel
+        return NOT_LISTENING
 
     def forget(self, claim_id: str) -> None:
         """No news of this claim is wanted."""
