@@ -156,7 +156,9 @@ class Inbox:
     def _start(self, deadline: float) -> None:
         if self._listening:
             return
-        with self._starting:
+        if not self._starting.acquire(timeout=max(0.0, deadline - now())):
+            raise mapped(TimeoutError(), self._server.address, sent=False)
+        try:
             # A thread that is there but not listening reconnects, and will tell its waiters.
             if self._thread is None and not self._closed:
                 self._connection = self._subscribe(deadline - now())
@@ -168,6 +170,8 @@ class Inbox:
                     target=self._run, args=(self._connection, self._bell), name="distlock-inbox", daemon=True
                 )
                 self._thread.start()
+        finally:
+            self._starting.release()
 
     def _subscribe(self, timeout: float) -> Connection:
         timeout = max(0.01, min(timeout, self._op_timeout))
