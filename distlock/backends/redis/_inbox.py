@@ -250,6 +250,7 @@ class Inbox:
             by_key: dict[str, list[str]] = {}
             for waiting in self._waiting.values():
                 by_key.setdefault(waiting.claim.key, []).append(waiting.claim.id)
+                waiting.free_at = math.inf
         if not by_key:
             return
         self._echo_due = min(self._echo_due, now() + ECHO)
@@ -263,7 +264,8 @@ class Inbox:
         with self._mutex:
             for waiting in self._waiting.values():
                 pttl, _ = found.get(waiting.claim.key, (-1, ()))
-                waiting.free_at = t + pttl / 1000 + SLACK if pttl >= 0 else math.inf
+                if pttl >= 0:  # not later than what was learnt while the answer was on its way
+                    waiting.free_at = min(waiting.free_at, t + pttl / 1000 + SLACK)
         self._wake([one for _, ids in found.values() for one in ids])
 
     def _next_due(self) -> float:
