@@ -206,10 +206,19 @@ class RedisBackend(SyncBackend):
                 yield (stem[:-1] if stem.endswith(b"}") else stem[:-3]).decode(errors="replace")
 
     def _refresh(self, inbox: bytes, waiting: Mapping[str, Sequence[str]]) -> Mapping[str, tuple[int, Sequence[str]]]:
-        keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in waiting])
-        args = [arg.encode() for ids in waiting.values() for arg in (str(len(ids)), *ids)]
-        frame = REFRESH.head(1 + 3 * len(waiting), keys, 1 + len(args)) + bulks((inbox, *args))
-        reply = self._pool.send(frame, now() + self.op_timeout, script=REFRESH)
-        return {
-            key: (pttl, [one.decode() for one in ids]) for key, (pttl, *ids) in zip(waiting, reply.value, strict=True)
-        }
+        deadline = now() + self.op_timeout
+        claims = [(key, claim_id) for key, ids in waiting.items() for claim_id in ids]
+        found: dict[str, tuple[int, list[str]]] = {}
+        for start in range(0, len(claims), BATCH):
+            batch: dict[str, list[str]] = {}
+            for key, claim_id in claims[start : start + BATCH]:
+                batch.setdefault(key, []).append(claim_id)
+            keys = self.clock + b"".join([lock_keys(self.namespace, key) for key in batch])
+            args = [inbox, b"0" if start else b"1"]
+            args += [arg.encode() for ids in batch.values() for arg in (str(len(ids)), *ids)]
+            frame = REFRESH.head(1 + 3 * len(batch), keys, len(args)) + bulks(args)
+            reply = self._pool.send(frame, deadline, script=REFRESH)
+            for key, (pttl, *ids) in zip(batch, reply.value, strict=True):
+                _, before = found.get(key, (0, []))
+                found[key] = pttl, before + [one.decode() for one in ids]
+        return found

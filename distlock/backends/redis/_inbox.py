@@ -67,7 +67,7 @@ class Inbox:
         self._connection: Connection | None = None
         self._bell: tuple[socket.socket, socket.socket] | None = None
         self._refreshed_at = 0.0
-        self._asleep_until = math.inf
+        self._due = math.inf  # the thread sleeps no longer; when all is reckoned up, it may turn out to be later
         self._echo_due = math.inf
 
     # Called by whoever acquires.
@@ -129,8 +129,11 @@ class Inbox:
             if waiting is None:
                 return
             waiting.free_at = math.inf if ttl is None else now() + ttl + SLACK
-            due = self._next_due()
-        if due < self._asleep_until:
+            due = min(waiting.free_at, self._refreshed_at + waiting.claim.ttl / 3)
+            sooner = due < self._due
+            if sooner:
+                self._due = due
+        if sooner:
             self._ring()
 
     def close(self) -> None:
@@ -215,19 +218,20 @@ class Inbox:
                 connection.disconnect()
 
     def _listen(self, connection: Connection, bell: socket.socket) -> None:
-        with self._mutex:
-            self._asleep_until = due = self._next_due()
+        due = self._due
         # TLS may have decrypted more than one message: ask the connection before the socket.
         if not connection.can_read(0):
             timeout = None if due == math.inf else max(0.0, due - now())
             _readable(connection._sock, bell, timeout=timeout)
-        self._asleep_until = -math.inf
         with contextlib.suppress(BlockingIOError):
             bell.recv(4096)
         while connection.can_read(0):
             self._receive(connection.read_response(disable_decoding=True))
         if not self._closed and now() >= due:
-            self._refresh_all()
+            with self._mutex:
+                self._due = due = self._next_due()
+            if now() >= due:
+                self._refresh_all()
 
     def _receive(self, message: object) -> None:
         if not isinstance(message, list) or message[0] != b"message":
@@ -235,12 +239,14 @@ class Inbox:
         kind, _, claim_id = message[2].decode(errors="replace").partition(" ")
         if kind == "e":
             self._echo_due = math.inf
-        elif kind == "g":
-            self._wake([claim_id])
-        elif kind == "s":  # stand by, in case the one that got the lock does not confirm it
+            return
+        if kind in ("g", "s"):  # granted, or to stand by: if nobody confirms it, the lock is free in a moment
             with self._mutex:
                 if waiting := self._waiting.get(claim_id):
                     waiting.free_at = now() + PROVISIONAL + SLACK
+                    self._due = min(self._due, waiting.free_at)
+        if kind in ("g", "w"):
+            self._wake([claim_id])
 
     def _refresh_all(self) -> None:
         if now() >= self._echo_due:  # half open: the server thinks that it reaches us
@@ -286,6 +292,7 @@ class Inbox:
     def _reconnect(self, bell: socket.socket) -> Connection | None:
         """None: nobody waits any more, the thread ends."""
         pause = 0.05
+        self._due = -math.inf  # no need to ring meanwhile
         while not self._closed:
             with self._mutex:
                 self._listening = False

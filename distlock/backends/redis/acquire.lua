@@ -29,6 +29,7 @@ local mine = redis.call('HGET', WAITERS, id)
 if mine and string.match(mine, '^1 %d+ %d+ %S+ %- ') then
   return redis.error_reply('DISTLOCK withdrawn')
 end
+alive_again(inbox)
 local record = '1 ' .. digits(math.floor(us / 1000) + ttl) .. ' ' .. ARGV[2] .. ' ' .. owner .. ' ' .. inbox .. ' ' .. about
 if mine and inbox ~= '-' then
   redis.call('HSET', WAITERS, id, record)
@@ -46,7 +47,7 @@ if has(ids, id) then
   live_at_least(LOCK, ttl)
   return token
 end
-if ids and string.sub(owner, 1, 1) == '=' and owner == holder then
+if ids and may_join(owner, holder) then
   dequeue(id)
   return give(ids .. ',' .. id, token, holder, rest, math.max(redis.call('PTTL', LOCK), ttl))
 end

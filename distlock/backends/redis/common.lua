@@ -1,8 +1,13 @@
--- Included by every other script. What a lock consists of, all in one slot by the hash tag {namespace:key}:
+-- Included by every other script. What a lock consists of, in one slot by the hash tag {namespace:key}:
 --
 --   lock     string  "1 <claim ids> <token> <owner> <about>"        expires with the lease
 --   queue    zset    claim id -> rank                                 lowest first
 --   waiters  hash    claim id -> "1 <alive until> <ttl> <owner> <inbox> <about>"   times in ms
+--                    "!<inbox>" -> the lock was handed to this process, which has not been heard of since
+--                    "?" -> the inbox that the lock was handed to last
+--
+-- and what all locks of a namespace share, so that the scripts are for one server: a cluster needs one a slot.
+--
 --   clock    string  the highest token given out in this namespace    kept for 24 h
 --
 -- The leading 1 is the version of the format. <claim ids> has commas; more than one where an owner re-entered.
@@ -14,7 +19,8 @@
 
 local LOCK, QUEUE, WAITERS, CLOCK
 local PROVISIONAL = 1000 -- ms within which a waiter that was handed the lock must ask again
-local NEAR = 8           -- waiters looked at to find one of another process
+local NEAR = 8           -- waiters looked at from either end, to find one of another process
+local NOBODY = '1 0 0 - - ' -- so that what is said of a process does not look like one that waits
 
 local function micros()
   local t = redis.call('TIME')
@@ -60,6 +66,9 @@ end
 local function dequeue(id)
   redis.call('ZREM', QUEUE, id)
   redis.call('HDEL', WAITERS, id)
+  if redis.call('EXISTS', QUEUE) == 0 then
+    redis.call('DEL', WAITERS) -- what is left is of no use any more
+  end
 end
 
 local function enqueue(id, ttl, record)
@@ -70,6 +79,10 @@ local function enqueue(id, ttl, record)
   redis.call('HSET', WAITERS, id, record)
   live_at_least(QUEUE, ttl)
   live_at_least(WAITERS, ttl)
+end
+
+local function waiters_left()
+  return redis.call('EXISTS', WAITERS) == 1
 end
 
 -- The waiter at position i, once those whose time is up are out of the way: id, ttl, owner, inbox, about, alive.
@@ -88,44 +101,105 @@ local function waiter_at(i, now_ms)
   end
 end
 
--- If the one that got the lock is stopped and lets it lapse, another process must be there to notice.
-local function appoint_standby(inbox, now_ms)
-  for i = 0, NEAR - 1 do
-    local id, _, _, other = waiter_at(i, now_ms)
+-- Whether a process would receive a message. PUBLISH also counts whoever listens to a pattern, such as a monitor.
+local hearing = {}
+local function hears(inbox)
+  if hearing[inbox] == nil then
+    hearing[inbox] = inbox ~= '-' and redis.call('PUBSUB', 'NUMSUB', inbox)[2] > 0
+  end
+  return hearing[inbox]
+end
+
+-- A process that was handed the lock is in doubt until it shows any sign of life.
+local function doubt(inbox)
+  redis.call('HSET', WAITERS, '!' .. inbox, NOBODY, '?', NOBODY .. inbox)
+end
+
+local function in_doubt(inbox)
+  return redis.call('HEXISTS', WAITERS, '!' .. inbox) == 1
+end
+
+local function alive_again(inbox)
+  redis.call('HDEL', WAITERS, '!' .. inbox)
+end
+
+-- Whoever was handed the lock last, confirmed or not, has just spoken.
+local function last_alive_again()
+  local last = redis.call('HGET', WAITERS, '?')
+  if last then
+    alive_again(string.sub(last, #NOBODY + 1))
+  end
+end
+
+local function may_join(owner, holder)
+  return owner == holder and string.sub(owner, 1, 1) == '='
+end
+
+-- Tells those in the queue what the hand-over means for them: others of the same owner may enter; and if it
+-- is not confirmed yet, another process must be there to notice that it never is.
+local function tell_others(inbox, owner, confirmed, now_ms)
+  local told = {}
+  for n = 1, 2 * NEAR do -- the first ones, then the last ones: a process may have many in a row
+    local id, _, theirs, other = waiter_at(n <= NEAR and n - 1 or NEAR - n, now_ms)
     if not id then
       return
     end
-    if other ~= inbox and other ~= '-' and redis.call('PUBLISH', other, 's ' .. id) > 0 then
+    if not told[id] and may_join(theirs, owner) and hears(other) then
+      redis.call('PUBLISH', other, 'w ' .. id)
+      told[id] = true
+    elseif not confirmed and other ~= inbox and hears(other) and not in_doubt(other) then
+      redis.call('PUBLISH', other, 's ' .. id)
+      confirmed = true
+    end
+    if confirmed and string.sub(owner, 1, 1) ~= '=' then
       return
     end
+  end
+end
+
+-- A grant to a waiter. It is provisional: it has to be confirmed by asking again, as `asker` is doing right now.
+local function hand_to(us, asker, id, ttl, owner, inbox, about)
+  dequeue(id)
+  give(id, next_token(us), owner, about, math.min(PROVISIONAL, ttl))
+  if id ~= asker then
+    redis.call('PUBLISH', inbox, 'g ' .. id)
+  end
+  if waiters_left() then
+    if id ~= asker then
+      doubt(inbox)
+    end
+    tell_others(inbox, owner, id == asker, math.floor(us / 1000))
   end
 end
 
 -- Hands the free lock to the first waiter that is there: `asker`, who is asking right now, or one whose process
 -- receives the news. One that does not receive keeps its place until its time is up (its connection may come
--- back) but is passed over. The grant is provisional: it has to be confirmed by asking again.
+-- back) but is passed over. So is one in doubt, as long as there are others.
 -- True if someone has the lock now.
 local function hand_over(us, asker)
-  local now_ms, i = math.floor(us / 1000), 0
+  local now_ms, i, doubted, second = math.floor(us / 1000), 0, {}, nil
   local last = now_ms
   while true do
     local id, ttl, owner, inbox, about, alive = waiter_at(i, now_ms)
     if not id then
-      -- Tombstones and the deaf: nothing of this lock outlives them, however long others would have waited.
-      redis.call('PEXPIRE', QUEUE, last - now_ms)
-      redis.call('PEXPIRE', WAITERS, last - now_ms)
-      return false
+      break
     end
-    if inbox ~= '-' and (id == asker or redis.call('PUBLISH', inbox, 'g ' .. id) > 0) then
-      dequeue(id)
-      give(id, next_token(us), owner, about, math.min(PROVISIONAL, ttl))
-      appoint_standby(inbox, now_ms)
-      return true
+    if id == asker or hears(inbox) and not doubted[inbox] then
+      if id == asker or not in_doubt(inbox) then
+        hand_to(us, asker, id, ttl, owner, inbox, about)
+        return true
+      end
+      doubted[inbox] = true
+      second = second or {id, ttl, owner, inbox, about}
     end
     i, last = i + 1, math.max(last, alive)
   end
-end
-
-local function waiters_left()
-  return redis.call('EXISTS', WAITERS) == 1
+  if second then
+    hand_to(us, asker, unpack(second))
+    return true
+  end
+  -- Tombstones and the deaf: nothing of this lock outlives them, however long others would have waited.
+  redis.call('PEXPIRE', QUEUE, last - now_ms)
+  redis.call('PEXPIRE', WAITERS, last - now_ms)
+  return false
 end

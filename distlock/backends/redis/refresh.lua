@@ -1,7 +1,7 @@
 -- Keeps the places of all waiters of one process, and finds what a lost message would have told them.
 --
 -- KEYS  1 clock; then lock, queue, waiters for each lock waited for
--- ARGV  1 the inbox of that process, to which an echo is sent; then for each lock: how many claims, and their ids
+-- ARGV  1 the inbox of that process  2 "1" to send it an echo; then for each lock: how many claims, and their ids
 --
 -- Returns  for each lock: {pttl, ids...}  pttl: ms until it ends by itself (-2: free, -1: never);
 --          ids: claims that had better ask again, as they are out of the queue or may enter
@@ -9,32 +9,52 @@
 -- include common.lua
 
 CLOCK = KEYS[1]
-local us = micros()
+local inbox, us = ARGV[1], micros()
 local now_ms = math.floor(us / 1000)
-local results, arg = {}, 2
 
-redis.call('PUBLISH', ARGV[1], 'e')
-
-for k = 2, #KEYS, 3 do
-  LOCK, QUEUE, WAITERS = KEYS[k], KEYS[k + 1], KEYS[k + 2]
-  local ids, claims = {}, {}
-  for n = 1, tonumber(ARGV[arg]) do
-    local id = ARGV[arg + n]
-    claims[n] = id
-    local ttl, rest = string.match(redis.call('HGET', WAITERS, id) or '', '^1 %d+ (%d+)( .*)$')
+local function keep(claims)
+  alive_again(inbox)
+  local _, _, holder = parse(redis.call('GET', LOCK) or '')
+  local found, longest = {}, 0
+  for _, id in ipairs(claims) do
+    local ttl, owner, rest = string.match(redis.call('HGET', WAITERS, id) or '', '^1 %d+ (%d+) (%S+)( .*)$')
     if ttl then
-      redis.call('HSET', WAITERS, id, '1 ' .. digits(now_ms + ttl) .. ' ' .. ttl .. rest)
-      live_at_least(QUEUE, tonumber(ttl))
-      live_at_least(WAITERS, tonumber(ttl))
-    else
-      ids[#ids + 1] = id
+      redis.call('HSET', WAITERS, id, '1 ' .. digits(now_ms + ttl) .. ' ' .. ttl .. ' ' .. owner .. rest)
+      longest = math.max(longest, tonumber(ttl))
+    end
+    if not ttl or may_join(owner, holder) then
+      found[#found + 1] = id
     end
   end
-  arg = arg + 1 + #claims
-  if redis.call('EXISTS', LOCK) == 0 and waiters_left() and not hand_over(us, nil) then
-    ids = claims -- free, but no message gets through: let them ask
+  if longest > 0 then
+    live_at_least(QUEUE, longest)
+    live_at_least(WAITERS, longest)
   end
-  table.insert(ids, 1, redis.call('PTTL', LOCK))
-  results[#results + 1] = ids
+  if redis.call('EXISTS', LOCK) == 0 and waiters_left() and not hand_over(us, nil) then
+    found = claims -- free, but no message gets through: let them ask
+  end
+  return redis.call('PTTL', LOCK), found
+end
+
+if ARGV[2] == '1' then
+  redis.call('PUBLISH', inbox, 'e')
+end
+local results, arg = {}, 3
+for k = 2, #KEYS, 3 do
+  LOCK, QUEUE, WAITERS = KEYS[k], KEYS[k + 1], KEYS[k + 2]
+  local claims = {}
+  for n = 1, tonumber(ARGV[arg]) do
+    claims[n] = ARGV[arg + n]
+  end
+  arg = arg + 1 + #claims
+  local kept, pttl, ids = pcall(keep, claims)
+  if not kept then -- a key of another type, most likely; who asks is told, and the other locks do not suffer
+    pttl, ids = -1, claims
+  end
+  local result = {pttl}
+  for n, id in ipairs(ids) do
+    result[n + 1] = id
+  end
+  results[#results + 1] = result
 end
 return results

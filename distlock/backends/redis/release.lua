@@ -34,11 +34,13 @@ else
   local ids, token, owner, about = parse(value)
   if ids == id then
     held = 1
+    last_alive_again()
     if not waiters_left() or not hand_over(micros(), nil) then
       redis.call('DEL', LOCK)
     end
   elseif has(ids, id) then
     held = 1
+    last_alive_again()
     local others = {}
     for other in string.gmatch(ids, '[^,]+') do
       if other ~= id then
