@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from functools import partial
 
 import pytest
 
@@ -12,6 +14,8 @@ from .redis_tools import Colour, Connect, Probe, in_colours
 from .servers import RedisServer
 
 LONG = 60.0
+"""A ttl that no test outlasts: who is served by it, and not by a message, fails."""
+SOON = 15.0
 
 
 def _lock(locks: Manager, key: str, owner: str = "job-7", ttl: float = LONG, *, reentrant: bool = True) -> Lock:
@@ -64,16 +68,44 @@ async def test_a_waiter_re_enters_past_the_queue_when_its_owner_gets_the_lock(
 ) -> None:
     """redisson, RLock: an owner that had to queue behind others would wait for itself."""
     probe = Probe(redis_server)
-    locks = connect(redis_server.url)
-    lease = await colour.acquire(_lock(locks, key))
-    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+    locks, others = connect(redis_server.url), connect(redis_server.url)
+    holder = await colour.acquire(others.lock(key, ttl=LONG))
+    first = colour.start(lambda: colour.acquire(_lock(locks, key)))
     await colour.until(lambda: probe.queued(key) == 1)
-    again = await colour.acquire(_lock(locks, key))
-    assert again.token == lease.token
-    await colour.release(lease)
-    await colour.release(again)
-    await colour.release(await waiter.result())
+    stranger = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+    await colour.until(lambda: probe.queued(key) == 2)
+    queued = [colour.start(partial(colour.acquire, _lock(manager, key))) for manager in (locks, others)]
+    await colour.until(lambda: probe.queued(key) == 4)
+    started = time.monotonic()
+    await colour.release(holder)
+    lease = await first.result()
+    entries = [lease, *[await each.result() for each in queued]]
+    assert time.monotonic() - started < SOON
+    late = await colour.acquire(_lock(others, key), timeout=0)
+    assert {entry.token for entry in [*entries, late]} == {lease.token}
+    for entry in [*entries, late]:
+        assert not stranger.done
+        await colour.release(entry)
+    await colour.release(await stranger.result())
     assert probe.keys() == set()
+
+
+@in_colours()
+async def test_a_waiter_that_was_not_told_of_its_owner_finds_it_in_a_third_of_a_ttl(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redis.io, "Pub/Sub": at most once. Here nobody was told at all."""
+    probe, locks = Probe(redis_server), connect(redis_server.url)
+    holder = await colour.acquire(locks.lock(key, ttl=LONG))
+    waiter = colour.start(lambda: colour.acquire(_lock(locks, key, ttl=3.0)))
+    await colour.until(lambda: probe.queued(key) == 1)
+    probe.ask("SET", probe.name(key), "1 elsewhere 5 =job-7 {}", "PX", 60_000)
+    lease = await waiter.result()
+    assert lease.token == 5
+    await colour.release(lease)
+    assert probe.value(key) == b"1 elsewhere 5 =job-7 {}"
+    with pytest.raises(LockLost):
+        await colour.release(holder)
 
 
 @in_colours()

@@ -48,6 +48,26 @@ async def test_a_lock_that_vanished_is_lost_at_the_next_renewal_and_never_revive
 
 
 @in_colours()
+async def test_a_key_of_another_type_costs_its_own_lease_alone(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """redis.io, WRONGTYPE: one such key in a script that renews many is an error for all of them."""
+    probe, locks = Probe(redis_server), connect(redis_server.url)
+    good = [await colour.acquire(locks.lock(f"{key}:{number}", ttl=3.0)) for number in range(3)]
+    bad = await colour.acquire(locks.lock(key, ttl=3.0))
+    probe.ask("DEL", probe.name(key))
+    probe.ask("SADD", probe.name(key), "foreign")
+    await colour.until(lambda: bad.state is LeaseState.LOST)
+    held = [lease.remaining() for lease in good]
+    await colour.until(lambda: all(lease.remaining() > before for lease, before in zip(good, held, strict=True)))
+    for lease in good:
+        await colour.release(lease)
+    with pytest.raises(LockLost):
+        await colour.release(bad)
+    assert probe.ask("TYPE", probe.name(key)) == "set"
+
+
+@in_colours()
 async def test_a_short_outage_is_survived(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
