@@ -231,6 +231,24 @@ async def test_a_key_of_another_type_costs_its_own_waiters_alone(
         await colour.release(holders[1])
 
 
+@pytest.mark.parametrize("part", ["", ":w"])
+def test_a_refresh_keeps_the_places_beside_a_key_of_another_type(
+    redis_server: RedisServer, key: str, part: str
+) -> None:
+    """redis.io, WRONGTYPE. Whoever waits there is told when it asks; the others need not ask."""
+    probe, bad = Probe(redis_server), f"{key}:bad"
+    with distlock.connect(redis_server.url) as locks:
+        for number, name in enumerate((bad, key)):
+            probe.ask("SET", probe.name(name), f"1 holder{number} 5 - {{}}", "PX", 60_000)
+            assert _ask(locks, b"distlock:dead", number, name)
+        probe.ask("DEL", probe.name(bad, part))
+        probe.ask("SADD", probe.name(bad, part), "foreign")
+        found = locks._backend._refresh(b"distlock:dead", {bad: ["c0"], key: ["c1"]})  # type: ignore[attr-defined]
+        assert found[bad][1] == ["c0"]
+        assert found[key][0] > 0
+        assert found[key][1] == []
+
+
 @in_colours()
 async def test_a_waiter_that_cannot_subscribe_yet_is_back_in_its_own_time(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
 
+import distlock
 from distlock import AsyncLease, Lease, Lock
+from distlock.backends.base import Claim, now
+from distlock.backends.redis import RedisBackend
+from distlock.backends.redis._scripts import ACQUIRE
 from distlock.testing.colours import Task
 
 from .proxy import FaultProxy, Traffic
@@ -73,6 +78,36 @@ async def test_a_waiting_process_asks_once_in_a_third_of_a_ttl_however_many_wait
         for each in running:
             await each.result()
     assert probe.keys() == set()
+
+
+def test_a_refresh_of_thousands_goes_in_pieces_and_a_dead_process_is_asked_for_once(
+    redis_server: RedisServer, key: str
+) -> None:
+    """redis.io, "EVAL": while a script runs, every other client of the server waits."""
+    probe, count = Probe(redis_server), 2000
+    with distlock.connect(redis_server.url) as holders, distlock.connect(redis_server.url) as waiters:
+        backend = waiters._backend
+        assert isinstance(backend, RedisBackend)
+        names = {f"{key}:{number}": [f"{number}"] for number in range(300)}
+        crowd = {key: [f"c{number}" for number in range(count)]}
+        holder = holders.lock(key).acquire()
+        for claim_id in crowd[key]:
+            claim = Claim(claim_id, key, 60.0, wait=True)
+            backend._pool.run(ACQUIRE, backend.asking(claim, b"distlock:dead"), now() + 5)
+        for waiting, claims in ((names, 300), (crowd, count)):
+            before = probe.calls()
+            found = backend._refresh(b"distlock:dead", waiting)
+            spent = probe.calls() - before
+            assert list(found) == list(waiting)
+            assert spent["evalsha"] + spent["eval"] <= math.ceil(claims / 256) + 1
+            assert spent["publish"] == 1, "one echo"
+        assert found[key][1] == []
+        before = probe.calls()
+        holder.release()
+        spent = probe.calls() - before
+        assert spent["pubsub|numsub"] + spent["pubsub"] == 1
+        assert spent["publish"] == 0
+        assert sorted(backend._refresh(b"distlock:dead", crowd)[key][1]) == sorted(crowd[key]), "free: let them ask"
 
 
 async def _hold_shortly(colour: Colour, lock: Lock) -> None:
