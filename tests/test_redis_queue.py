@@ -378,7 +378,9 @@ def _ask(locks: Manager, inbox: bytes, number: int, key: str) -> bool:
     """As a process that listens to ``inbox``. True if it has to wait."""
     backend = locks._backend
     assert isinstance(backend, RedisBackend)
-    return isinstance(backend._pool.run(ACQUIRE, backend.asking(_claim(number, key), inbox), now() + 5).value, list)
+    return isinstance(
+        backend._pool.send(backend.asking(_claim(number, key), inbox), now() + 5, script=ACQUIRE).value, list
+    )
 
 
 @contextmanager

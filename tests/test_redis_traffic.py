@@ -93,7 +93,7 @@ def test_a_refresh_of_thousands_goes_in_pieces_and_a_dead_process_is_asked_for_o
         holder = holders.lock(key).acquire()
         for claim_id in crowd[key]:
             claim = Claim(claim_id, key, 60.0, wait=True)
-            backend._pool.run(ACQUIRE, backend.asking(claim, b"distlock:dead"), now() + 5)
+            backend._pool.send(backend.asking(claim, b"distlock:dead"), now() + 5, script=ACQUIRE)
         for waiting, claims in ((names, 300), (crowd, count)):
             before = probe.calls()
             found = backend._refresh(b"distlock:dead", waiting)
