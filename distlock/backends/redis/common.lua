@@ -19,7 +19,7 @@
 
 local LOCK, QUEUE, WAITERS, CLOCK
 local PROVISIONAL = 1000 -- ms within which a waiter that was handed the lock must ask again
-local NEAR = 8           -- waiters looked at from either end, to find one of another process
+local NEAR = 4           -- waiters looked at from either end, to find one of another process
 local NOBODY = '1 0 0 - - ' -- so that what is said of a process does not look like one that waits
 
 local function micros()
