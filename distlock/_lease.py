@@ -152,6 +152,7 @@ class BaseLease:
         if not (self._done or self._hold.giving_up or self._hold.ended):
             self._exit()
             if self._last_one_out():
+                self._hold.giving_up = True
                 self._watchdog.forget(self._hold)
                 self._watchdog.give_up(self._hold.grant.claim, in_flight=False, done=self._hold.finish)
 
