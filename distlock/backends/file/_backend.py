@@ -94,7 +94,9 @@ class FileBackend(SyncBackend):
         with self._mutex:
             line = self._lines.get(claim.key)
             if line is None:
-                line = self._lines[claim.key] = Line(self.path_of(claim.key), self._mutex, self._line_ended)
+                line = self._lines[claim.key] = Line(
+                    self.path_of(claim.key), self._mutex, self._line_ended, self._give_back
+                )
             line.join(claim, wake)
         return _Watch(line, claim.id)
 
@@ -208,14 +210,21 @@ class FileBackend(SyncBackend):
             if not file.in_place():  # it was deleted: the lock was worth nothing
                 file.close()
                 return False
+        except OSError:  # the folder is out of order: nobody knows
+            pass
+        self._give_back(file)
+        return True
+
+    def _give_back(self, file: LockFile) -> None:
+        """Unlocks it. It is not deleted here: others may wait for it, in other processes too."""
+        try:
             file.write(FREE)
             file.unlock()
-        except OSError:  # the folder or the disk is out of order; the kernel frees a file that is closed
+        except OSError:  # the disk is out of order; the kernel frees a file that is closed
             with contextlib.suppress(OSError):
                 file.remove()
         else:
             self._idle.keep(file)
-        return True
 
     def _line_ended(self, line: Line) -> None:
         """Called with the mutex held."""

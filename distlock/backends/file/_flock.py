@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 
 from ..base import ConfigurationError
 
@@ -14,15 +13,6 @@ except ModuleNotFoundError:  # pragma: no cover - Windows
     raise ConfigurationError("the file backend needs flock(2), which this system does not have") from None
 
 __all__ = ("LockFile",)
-
-# Waiting processes keep a read lock of the other kind (fcntl(2), "open file description locks") on the same
-# file, which the kernel takes back when they die; so the one that would delete the file can ask whether anyone waits.
-# Where they are missing (macOS) it is deleted even so, and waiters open the new one.
-_SET: int | None = getattr(fcntl, "F_OFD_SETLK", None)
-_GET: int | None = getattr(fcntl, "F_OFD_GETLK", None)
-_READ = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0)
-_WRITE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-_NONE = struct.pack("h", fcntl.F_UNLCK)
 
 LONGEST_RECORD = 16384
 
@@ -51,11 +41,6 @@ class LockFile:
             return False
         return True
 
-    def announce(self) -> None:
-        """Puts a sign on it that someone waits."""
-        if _SET is not None:
-            fcntl.fcntl(self.fd, _SET, _READ)
-
     def lock(self) -> None:
         """Waits in the kernel."""
         fcntl.flock(self.fd, fcntl.LOCK_EX)
@@ -67,10 +52,6 @@ class LockFile:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return (found.st_ino, found.st_dev) == self._identity
-
-    def is_awaited(self) -> bool:
-        """Someone else waits for it."""
-        return _GET is not None and fcntl.fcntl(self.fd, _GET, _WRITE)[:2] != _NONE
 
     def read(self) -> bytes:
         """What it says."""
@@ -89,9 +70,9 @@ class LockFile:
         os.close(self.fd)
 
     def remove(self) -> None:
-        """The end of one that is locked: deletes it, unless someone waits for it, and unlocks it."""
+        """The end of one that is locked. Whoever waits for it finds that it is gone, and makes a new one."""
         try:
-            if self.in_place() and not self.is_awaited():
+            if self.in_place():
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path)
             self.unlock()

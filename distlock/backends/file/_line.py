@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,9 +20,16 @@ class Line:
     the lock up at once, and ends.
     """
 
-    def __init__(self, path: str, mutex: threading.Lock, ended: Callable[[Line], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        mutex: threading.Lock,
+        ended: Callable[[Line], object],
+        give_back: Callable[[LockFile], object],
+    ) -> None:
         self._path = path
         self._ended = ended
+        self._give_back = give_back
         self._changed = threading.Condition(mutex)
         self._waiting: OrderedDict[str, tuple[Claim, Wake]] = OrderedDict()
         self._file: LockFile | None = None
@@ -83,8 +89,7 @@ class Line:
                 self._offer()
                 left, self._file = self._file, None
                 if left is not None:  # nobody took it
-                    with contextlib.suppress(OSError):
-                        left.remove()
+                    self._give_back(left)
                 if not self._waiting:
                     self._ended(self)
                     return
@@ -119,7 +124,6 @@ class Line:
                 return None
             in_place = False
             try:
-                file.announce()
                 file.lock()
                 in_place = file.in_place()
             finally:
