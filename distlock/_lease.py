@@ -118,7 +118,7 @@ class BaseLease:
         if hold is None or self._done or hold.ended or hold.giving_up:
             return
         if hold.leave():
-            self._watchdog.forget(hold)  # it ends by itself at its ttl; no I/O belongs here
+            hold.let_lapse()  # no I/O belongs here: the watchdog gives it up at the end of its time
             warnings.warn(
                 f"the lease of {self.key!r} was dropped without release; it is held until its ttl has passed",
                 ResourceWarning,

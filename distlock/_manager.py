@@ -349,11 +349,14 @@ def default_manager() -> Manager:
             if manager is None:
                 url = os.environ.get("DISTLOCK_URL")
                 if not url:
+                    url = "file://"
+                manager = _default = connect(url)
+                if url == "file://":
                     log.warning(
-                        "distlock is not configured: locks are files and protect this machine only;"
-                        " set DISTLOCK_URL or call distlock.configure()"
+                        "distlock is not configured: locks are files (%s) and keep out programs of this user on this"
+                        " machine only; set DISTLOCK_URL or call distlock.configure()",
+                        manager.address,
                     )
-                manager = _default = connect(url or "file://")
     return manager
 
 

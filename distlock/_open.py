@@ -32,7 +32,7 @@ def open_backend(target: Any, namespace: str | None, op_timeout: float) -> SyncB
         namespace,
         namespace if namespace is not None else os.environ.get("DISTLOCK_NAMESPACE") or "default",
     )
-    if not isinstance(namespace, str) or not NAMESPACE.fullmatch(namespace):
+    if not isinstance(namespace, str) or not NAMESPACE.fullmatch(namespace) or not namespace.strip("."):
         raise ConfigurationError(f"a namespace is 1 to 64 letters, digits, '.', '_' or '-'; not {namespace!r}")
     is_number = isinstance(op_timeout, (int, float)) and not isinstance(op_timeout, bool)
     if not is_number or not 0 < op_timeout < math.inf:

@@ -396,13 +396,14 @@ def test_what_was_left_over_is_not_finished_at_the_cost_of_the_leases() -> None:
         locks._watchdog._chores.clear()
 
 
-def test_dropping_a_lease_warns_and_stops_renewal(locks: Manager) -> None:
-    lease = locks.lock("k").acquire()
+def test_dropping_a_lease_warns_and_lets_it_lapse(locks: Manager) -> None:
+    lease = locks.lock("k", ttl=0.6).acquire()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del lease
         gc.collect()
     assert [warning.category for warning in caught] == [ResourceWarning]
+    settled(lambda: locks.inspect("k").holder is None)
     assert locks._watchdog.holds == []
 
 
@@ -596,16 +597,18 @@ def test_at_least_is_checked(locks: Manager) -> None:
 def test_the_bare_lock_uses_the_environment(
     default: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("distlock.backends.file._COMMON", str(tmp_path))
+    folder = tmp_path / f"distlock-{os.getuid()}"
     monkeypatch.delenv("DISTLOCK_URL", raising=False)
     monkeypatch.setenv("DISTLOCK_NAMESPACE", "shop")
     lock = distlock.lock("k")
     for _ in range(2):
         with lock as lease:
-            assert lease.backend == f"file://{tmp_path}/distlock"
-            assert (tmp_path / "distlock" / "shop" / "k.lock").exists()
+            assert lease.backend == f"file://{folder}"
+            assert (folder / "shop" / "k.lock").exists()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "this machine only" in caplog.text
+    assert "machine only" in caplog.text
+    assert str(folder) in caplog.text
     distlock.configure("memory://other")
     with lock as lease:
         assert lease.backend.startswith("memory://other")

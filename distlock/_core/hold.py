@@ -105,7 +105,8 @@ class Hold:
         with self._lock:
             # What has ended is never revived; a renewal that crossed an `extend` proves an older wish.
             if grant is self.grant and self._prove(deadline):
-                self.renew_at = math.inf if deadline >= self.ends_at else asked_at + grant.claim.ttl / 3
+                last = not self.renew or deadline >= self.ends_at
+                self.renew_at = math.inf if last else asked_at + grant.claim.ttl / 3
 
     def shorten(self, grant: Grant, asked_at: float, deadline: float) -> Callable[[], None]:
         """The wish for a shorter length is about to be sent. If no answer comes the store may have granted it.
@@ -181,6 +182,11 @@ class Hold:
                 return False
             self.left = True
             return True
+
+    def let_lapse(self) -> None:
+        """Nobody is left who could release it: no renewal any more, and the end at the end of the proven time."""
+        with self._lock:
+            self.renew, self.renew_at = False, math.inf
 
     def vanished(self) -> None:
         """The store does not have it. If we are just giving it up, that is why."""

@@ -49,7 +49,11 @@ class Watchdog:
     def _reset(self) -> None:
         self._holds: set[Hold] = set()
         self._chores: dict[str, _Chore] = {}
-        self._changed = threading.Condition()  # re-entrant: a manager's finalizer may run in a thread that holds it
+        # Re-entrant: a manager's finalizer may run in a thread that holds it. Entered as what it is, by one step of C;
+        # a Condition's `with` is Python, in the middle of which Ctrl-C would leave it locked for ever.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
+        self._failing = False
         self._nudged = False
         self._next_look = math.inf
         self._alarm = math.inf
@@ -86,7 +90,7 @@ class Watchdog:
 
     def close(self, *, join: bool = True) -> None:
         """Ends the thread, after one last try for what was left over."""
-        with self._changed:
+        with self._mutex:
             self._closing = True
             self._changed.notify()
             thread = self._thread
@@ -100,7 +104,7 @@ class Watchdog:
         self._reset()
 
     def _nudge(self) -> None:
-        with self._changed:
+        with self._mutex:
             self._nudged = True
             if self._thread is None and not self._closing:
                 thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
@@ -116,7 +120,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._mutex:
                 while not (self._nudged or self._closing or now() >= self._next_look):
                     wait = self._next_look - now()
                     self._changed.wait(min(wait, LONGEST_SLEEP))
@@ -128,7 +132,7 @@ class Watchdog:
             pause = self._look(closing)
             if closing:
                 return
-            with self._changed:
+            with self._mutex:
                 self._next_look = max(min(self._next_event(), self._alarm), now() + pause)
 
     def _look(self, closing: bool) -> float:
@@ -183,10 +187,13 @@ class Watchdog:
         try:
             renewals = self._backend.renew(grants, deadline)
             if len(renewals) == len(grants):
+                self._failing = False
                 return renewals
             log.error("%s gave %d answers to %d renewals", self._backend.address, len(renewals), len(grants))
         except BackendError as error:
-            log.warning("renewing %d lease(s) failed, trying again: %s", len(grants), error)
+            level = logging.DEBUG if self._failing else logging.WARNING  # the first time says it all
+            log.log(level, "renewing %d lease(s) failed, trying again: %s", len(grants), error)
+            self._failing = True
         except Exception:
             log.exception("renewing %d lease(s) failed, trying again", len(grants))
         return [Renewal(LeaseState.UNKNOWN)] * len(grants)

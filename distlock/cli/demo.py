@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import traceback
@@ -28,6 +29,7 @@ USAGE = 2
 
 app: typer.Typer = typer.Typer(
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Distributed locks. Try: distlock demo",
@@ -62,6 +64,8 @@ def demo(
 ) -> None:
     """Sell a small stock from several processes at once: oversold without a lock, never with it."""
     began = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was begun is ended, as by Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         with temporary_folder() as folder:
             url = url or (folder / "locks").as_uri()
@@ -150,9 +154,9 @@ def _show(address: str, unlocked: Outcome, locked: Outcome) -> None:
     table.add_row(
         "oversold", _judged(unlocked.oversold, not unlocked.oversold), _judged(locked.oversold, not locked.oversold)
     )
-    table.add_row("hand-offs per second", "–", f"{locked.handoffs_per_s:.0f}")
+    table.add_row("hand-offs per second", "-", f"{locked.handoffs_per_s:.0f}")
     table.add_row("fairness (Jain, 1 is even)", f"{unlocked.fairness:.2f}", f"{locked.fairness:.2f}")
-    table.add_row("tokens in order", "–", _judged("yes" if locked.tokens_in_order else "no", locked.tokens_in_order))
+    table.add_row("tokens in order", "-", _judged("yes" if locked.tokens_in_order else "no", locked.tokens_in_order))
     table.add_row("seconds", f"{unlocked.seconds:.2f}", f"{locked.seconds:.2f}")
     Console().print(table)
 

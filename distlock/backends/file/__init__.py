@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,15 +22,18 @@ def open_url(url: str, *, namespace: str, op_timeout: float) -> FileBackend:
         return FileBackend(_default_folder(), namespace)
     if not rest.startswith("/"):
         raise ConfigurationError(f"write file:///folder with three slashes, not file://{rest}")
+    if "\0" in unquote(rest):
+        raise ConfigurationError("a path has no NUL byte")
     return FileBackend(Path(unquote(rest)), namespace)
 
 
+_COMMON = "/tmp"  # noqa: S108 - the folder in it is private
+"""Not $TMPDIR nor $XDG_RUNTIME_DIR: a program started by cron has others, and would not be kept out."""
+
+
 def _default_folder() -> Path:
-    """Private to the user: in a folder of everyone's, anyone could hold or delete the locks."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.path.isdir(runtime):
-        return Path(runtime, "distlock")
-    folder = Path(tempfile.gettempdir(), f"distlock-{os.getuid()}")
+    """One for all programs of the user. Private: in a folder of everyone's, anyone could hold or delete the locks."""
+    folder = Path(_COMMON, f"distlock-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()

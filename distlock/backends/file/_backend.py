@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from ._record import Record, TokenClock, file_name
 
 __all__ = ("FileBackend",)
 
+TRIES, PAUSE = 5, 0.0002
+"""How often, and after how many seconds, to look again at a file that is just being deleted."""
 FREE = b"0"
 """The first byte of a file that nobody holds, in place of the version of a record."""
 
@@ -71,6 +74,7 @@ class FileBackend(SyncBackend):
         self._held: dict[str, _Held] = {}
         self._lines: dict[str, Line] = {}
         self._mutex = threading.Lock()
+        self._closed = False
         self._idle = IdleFiles()
         weakref.finalize(self, self._idle.close)  # at exit too
         self.path_of: Callable[[str], str] = lru_cache(maxsize=512)(
@@ -79,6 +83,8 @@ class FileBackend(SyncBackend):
 
     def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
         asked_at = now()
+        if self._closed:
+            raise BackendError(f"this manager was closed [{self.address}]", key=claim.key, backend=self.address)
         held = self._held.get(claim.id)
         if held is None:
             try:
@@ -97,7 +103,15 @@ class FileBackend(SyncBackend):
                 line = self._lines[claim.key] = Line(
                     self.path_of(claim.key), self._mutex, self._line_ended, self._give_back
                 )
-            line.join(claim, wake)
+            try:
+                line.join(claim, wake)
+            except RuntimeError as error:
+                self._line_ended(line)
+                raise BackendError(
+                    f"no thread can be started to wait in ({error}) [{self.address}]",
+                    key=claim.key,
+                    backend=self.address,
+                ) from error
         return _Watch(line, claim.id)
 
     def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
@@ -134,25 +148,27 @@ class FileBackend(SyncBackend):
         except OSError as error:
             raise self._mapped(error, None) from error
         for path in paths:
-            record = _read(str(path))
+            try:
+                record = _read(str(path))
+            except OSError as error:
+                raise self._mapped(error, None) from error
             holder = record.holder() if record is not None else None
             if record is not None and holder is not None and record.key.startswith(prefix):
                 yield Inspection(record.key, holder, self._waiters(record.key))
 
     def close(self) -> None:
         """Threads that wait in the kernel cannot be called back: each ends when it is its turn."""
+        self._closed = True
         with self._mutex:
             lines = list(self._lines.values())
         for line in lines:
             line.leave_all()
+        for claim_id in list(self._held):
+            self._free(claim_id)
         self._idle.close()
 
     def after_fork(self) -> None:
-        # Closed, not unlocked: the lock belongs to the open file, which is the parent's as well, see flock(2).
-        files = [held.file for held in self._held.values()]
-        for file in files + [file for line in self._lines.values() for file in line.files()]:
-            with contextlib.suppress(OSError):
-                file.close()
+        LockFile.after_fork()
         self._idle.after_fork()
         self._held, self._lines, self._mutex = {}, {}, threading.Lock()
 
@@ -181,18 +197,23 @@ class FileBackend(SyncBackend):
         return held
 
     def _try_lock(self, path: str) -> LockFile | None:
+        tries = 0
         while True:
             file = self._idle.take(path) or self._opened(path)
             try:
-                if not file.try_lock():
+                if file.try_lock():
+                    if file.in_place():
+                        return file
+                elif tries == TRIES or file.read()[:1] != FREE:
                     file.close()
                     return None
-                if file.in_place():
-                    return file
+                else:  # nobody's: someone is about to delete it
+                    tries += 1
+                    time.sleep(PAUSE)
             except BaseException:
                 file.close()
                 raise
-            file.close()  # deleted before it was locked
+            file.close()  # deleted before it was locked, or about to be
 
     def _opened(self, path: str) -> LockFile:
         try:
@@ -202,25 +223,29 @@ class FileBackend(SyncBackend):
             return LockFile(path)
 
     def _free(self, claim_id: str) -> bool:
-        held = self._held.pop(claim_id, None)
+        held = self._held.get(claim_id)
         if held is None:
             return False
         file = held.file
         try:
             if not file.in_place():  # it was deleted: the lock was worth nothing
+                self._held.pop(claim_id, None)
+                file.unlock()
                 file.close()
                 return False
         except OSError:  # the folder is out of order: nobody knows
             pass
-        self._give_back(file)
+        self._give_back(file, claim_id)
         return True
 
-    def _give_back(self, file: LockFile) -> None:
+    def _give_back(self, file: LockFile, claim_id: str = "") -> None:
         """Unlocks it. It is not deleted here: others may wait for it, in other processes too."""
         try:
             file.write(FREE)
             file.unlock()
+            self._held.pop(claim_id, None)  # not before: what Ctrl-C interrupts can be tried again
         except OSError:  # the disk is out of order; the kernel frees a file that is closed
+            self._held.pop(claim_id, None)
             with contextlib.suppress(OSError):
                 file.remove()
         else:
@@ -231,7 +256,10 @@ class FileBackend(SyncBackend):
         self._lines = {key: other for key, other in self._lines.items() if other is not line}
 
     def _holder(self, path: str) -> Holder | None:
-        record = _read(path)
+        try:
+            record = _read(path)
+        except OSError as error:
+            raise self._mapped(error, None) from error
         return record.holder() if record is not None else None
 
     def _waiters(self, key: str) -> tuple[Waiter, ...]:
@@ -267,5 +295,5 @@ def _read(path: str) -> Record | None:
     try:
         with open(path, "rb") as file:
             return Record.read(file.read(LONGEST_RECORD))
-    except OSError:
+    except FileNotFoundError:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import ClassVar
 
 from ..base import ConfigurationError
 
@@ -14,7 +15,7 @@ except ModuleNotFoundError:  # pragma: no cover - Windows
 
 __all__ = ("LockFile",)
 
-LONGEST_RECORD = 16384
+LONGEST_RECORD = 32768
 
 
 class LockFile:
@@ -26,9 +27,14 @@ class LockFile:
 
     __slots__ = ("_identity", "fd", "path")
 
+    everywhere: ClassVar[set[LockFile]] = set()
+    """All that are open in this process, whoever has them in hand just now."""
+
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A link that someone has laid there is not followed: what it leads to would be written over.
+        self.fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        self.everywhere.add(self)
         found = os.fstat(self.fd)
         # No other file has the same as long as this one is open.
         self._identity = found.st_ino, found.st_dev
@@ -67,7 +73,19 @@ class LockFile:
 
     def close(self) -> None:
         """Without unlocking; but what no other process has open the kernel unlocks."""
+        self.everywhere.discard(self)
         os.close(self.fd)
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In a forked child: closed, not unlocked, as the lock belongs to the open file, which is the parent's too."""
+        for file in list(cls.everywhere):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def same_as(self, other: LockFile) -> bool:
+        """Both are open files of one file."""
+        return self._identity == other._identity
 
     def remove(self) -> None:
         """The end of one that is locked. Whoever waits for it finds that it is gone, and makes a new one."""

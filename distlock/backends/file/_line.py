@@ -30,23 +30,24 @@ class Line:
         self._path = path
         self._ended = ended
         self._give_back = give_back
+        self._mutex = mutex  # entered as what it is, see `IdleFiles`
         self._changed = threading.Condition(mutex)
         self._waiting: OrderedDict[str, tuple[Claim, Wake]] = OrderedDict()
         self._file: LockFile | None = None
         """Locked, and on offer to whoever is first."""
-        self._blocked: LockFile | None = None
         self._thread: threading.Thread | None = None
 
     def join(self, claim: Claim, wake: Wake) -> None:
         """``wake`` is called when ``claim`` may `take` the lock. The mutex is held."""
-        self._waiting[claim.id] = (claim, wake)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="distlock-flock", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="distlock-flock", daemon=True)
+            thread.start()  # it needs the mutex first
+            self._thread = thread
+        self._waiting[claim.id] = (claim, wake)
 
     def take(self, claim_id: str) -> LockFile | None:
         """The locked file, if it is on offer to this claim. `taken` has to be called next."""
-        with self._changed:
+        with self._mutex:
             if self._file is None or self._first_is_not(claim_id):
                 return None
             file, self._file = self._file, None
@@ -55,34 +56,33 @@ class Line:
 
     def taken(self) -> None:
         """Wakes the thread; not from `take`, as the two would then run in turns while the lock is still awaited."""
-        with self._changed:
+        with self._mutex:
             self._changed.notify_all()
 
     def leave(self, claim_id: str) -> None:
         """This claim waits no longer; what was on offer to it goes to the next."""
-        with self._changed:
+        with self._mutex:
             if self._waiting.pop(claim_id, None):
                 self._changed.notify_all()
 
     def leave_all(self) -> None:
         """Nobody waits any longer."""
-        with self._changed:
+        with self._mutex:
+            wakes = [wake for _, wake in self._waiting.values()]
             self._waiting.clear()
             self._changed.notify_all()
+        for wake in wakes:
+            wake()
 
     def claims(self) -> list[Claim]:
         """Who waits, in order."""
-        with self._changed:
+        with self._mutex:
             return [claim for claim, _ in self._waiting.values()]
-
-    def files(self) -> list[LockFile]:
-        """What is open, for a forked child to close."""
-        return [file for file in (self._file, self._blocked) if file is not None]
 
     def _run(self) -> None:
         while True:
             file = self._locked()
-            with self._changed:
+            with self._mutex:
                 if file is None:
                     self._say_so()
                 self._file = file
@@ -95,8 +95,13 @@ class Line:
                     return
 
     def _offer(self) -> None:
-        """To one after the other, until it is taken or everyone has left. The mutex is held."""
-        while self._file is not None and self._waiting:
+        """To one after the other, until it is taken or everyone has left. The mutex is held.
+
+        If nobody comes, other processes get their chance before it is offered again.
+        """
+        for _ in range(len(self._waiting)):
+            if self._file is None or not self._waiting:
+                return
             first, (_, wake) = next(iter(self._waiting.items()))
             self._changed.release()  # else the one that wakes up would have to wait for it
             try:
@@ -119,15 +124,16 @@ class Line:
         """Waits in the kernel. None: the file cannot be opened any more."""
         while True:
             try:
-                self._blocked = file = LockFile(self._path)
+                file = LockFile(self._path)
             except OSError:
                 return None
             in_place = False
             try:
                 file.lock()
                 in_place = file.in_place()
+            except OSError:
+                return None
             finally:
-                self._blocked = None
                 if not in_place:
                     file.close()
             if in_place:

@@ -107,10 +107,12 @@ class TokenClock:
         agreed = self._folder / f".clock-{boot}"
         if not agreed.exists():
             mine = self._folder / f".clock-{boot}.{secrets.token_hex(4)}"
-            mine.write_text(str(int((time.time() - now()) * 1e6)))
-            with contextlib.suppress(FileExistsError):  # someone else was first: theirs counts
-                os.link(mine, agreed)
-            mine.unlink()
+            try:
+                mine.write_text(str(int((time.time() - now()) * 1e6)))
+                with contextlib.suppress(FileExistsError):  # someone else was first: theirs counts
+                    os.link(mine, agreed)
+            finally:
+                mine.unlink(missing_ok=True)
             self._forget_other_boots(boot)
         return int(agreed.read_text())
 
