@@ -384,15 +384,49 @@ def _ask(locks: Manager, inbox: bytes, number: int, key: str) -> bool:
 
 
 @contextmanager
-def _stopped_process(server: RedisServer, locks: Manager, key: str, waiters: int) -> Iterator[bytes]:
+def _stopped_process(
+    server: RedisServer, locks: Manager, key: str, waiters: int, name: str = "stopped"
+) -> Iterator[bytes]:
     """A process that is subscribed to the inbox that this yields, waits for a lock several times, and does nothing."""
-    inbox = b"distlock:default:inbox:stopped"
+    inbox = f"distlock:default:inbox:{name}".encode()
     with redis.Redis(port=server.port) as client, client.pubsub() as subscription:
         subscription.subscribe(inbox)
         assert subscription.get_message(timeout=5)
         with may_block():
             assert all(_ask(locks, inbox, number, key) for number in range(waiters))
         yield inbox
+
+
+@pytest.mark.parametrize("sign", ["none", "asks", "refreshes"])
+def test_a_process_in_doubt_is_passed_over_until_anything_is_heard_of_it(
+    redis_server: RedisServer, key: str, sign: str
+) -> None:
+    """redisson, RedissonFairLock: first come, first served, whoever is there; and nobody is forgotten."""
+    probe = Probe(redis_server)
+
+    def served() -> bytes:
+        return (probe.value(key) or b"").split()[1]
+
+    with ExitStack() as exits:
+        locks = exits.enter_context(distlock.connect(redis_server.url))
+        backend = locks._backend
+        assert isinstance(backend, RedisBackend)
+        holder = locks.lock(key).acquire()
+        doubtful = exits.enter_context(_stopped_process(redis_server, locks, key, waiters=2))
+        other = exits.enter_context(_stopped_process(redis_server, locks, key, waiters=0, name="other"))
+        assert _ask(locks, other, 2, key)
+        holder.release()
+        assert served() == b"c0"
+        probe.ask("PERSIST", probe.name(key))  # it ends when this test says so
+        if sign == "asks":
+            assert _ask(locks, doubtful, 1, key)
+        elif sign == "refreshes":
+            backend._refresh(doubtful, {key: ["c1"]})
+        probe.ask("DEL", probe.name(key))
+        backend._refresh(other, {key: ["c2"]})
+        assert served() == (b"c2" if sign == "none" else b"c1")
+        backend.withdraw(_claim(2, key), now() + 5, in_flight=False)
+        assert served() == b"c1", "nobody else is left"
 
 
 def test_a_withdrawal_that_crossed_a_grant_costs_its_process_no_turn(redis_server: RedisServer, key: str) -> None:
