@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ._errors import ConfigurationError
-from ._lease import AsyncLease, Lease, blocks, no_cancelling
+from ._lease import AsyncLease, BaseLease, Lease, blocks, no_cancelling
 from ._options import Options, check_key, check_timeout
 
 if TYPE_CHECKING:
@@ -86,7 +86,13 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease = blocks.find(lambda lease: lease.entered_by is self)
+        try:
+            lease = self._own_block()
+        except RuntimeError:
+            raise
+        except BaseException:  # what a signal's handler raised: the block is left all the same
+            self._own_block()._rescue()
+            raise
         assert isinstance(lease, Lease)
         lease.__exit__(kind, body, trace)
 
@@ -104,9 +110,12 @@ class Lock:
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        lease = blocks.find(lambda lease: lease.entered_by is self)
+        lease = self._own_block()
         assert isinstance(lease, AsyncLease)
         return await lease.__aexit__(kind, body, trace)
+
+    def _own_block(self) -> BaseLease:
+        return blocks.find(lambda lease: lease.entered_by is self)
 
     def __call__(self, function: F) -> F:
         """Decorates: each call holds the lock. The key is taken as it is, braces included."""
