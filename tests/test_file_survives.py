@@ -16,6 +16,7 @@ import pytest
 import distlock
 from distlock import BackendError, BackendUnavailable, DistLockError, Manager
 from distlock.backends.base import Busy, Claim, now
+from distlock.backends.file._flock import LockFile
 
 from .children import untraced
 from .test_file import files, folder, locks, nothing_left, settled
@@ -179,3 +180,36 @@ def test_a_file_that_is_just_being_deleted_is_not_taken(folder: Path, locks: Man
             lease = locks.lock("k").try_acquire()
             assert lease is not None
             lease.release()
+
+
+@pytest.mark.parametrize("how", ["by another thread", "by a signal handler"])
+def test_what_is_given_up_twice_at_once_is_given_up_once(
+    folder: Path, locks: Manager, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The second time, the file may be the next one's already."""
+    backend, claim = locks._backend, Claim("twice", "k", 30.0, False)
+    backend.acquire(claim, now() + 1)
+    others: list[threading.Thread] = []
+    unlock = LockFile.unlock
+
+    def give_up() -> None:
+        backend.withdraw(claim, now() + 1, in_flight=True)
+
+    def unlock_interrupted(file: LockFile) -> None:
+        unlock(file)
+        if not others:
+            others.append(threading.Thread(target=give_up))
+            if how == "by another thread":
+                others[0].start()
+                others[0].join(0.2)  # it waits for us, or does harm
+            else:
+                give_up()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LockFile, "unlock", unlock_interrupted)
+        give_up()
+    if others[0].ident:
+        others[0].join()
+    with locks.lock("k", timeout=0):
+        assert locks.lock("k").try_acquire() is None
+    settled(lambda: nothing_left(folder))

@@ -72,7 +72,9 @@ class Threaded:
 
         def call() -> Grant | Busy:
             outcome = self._sync.acquire(claim, deadline)
-            if abandoned:  # the caller has withdrawn already, perhaps before this came to pass
+            # The caller has withdrawn already, perhaps before this came to pass. It cannot have asked again: who was
+            # cancelled does not, and a call that overran its deadline has used up the time for another.
+            if abandoned:
                 self._give_up(claim)
             return outcome
 

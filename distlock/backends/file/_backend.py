@@ -9,7 +9,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,12 +46,16 @@ FREE = b"0"
 """The first byte of a file that nobody holds, in place of the version of a record."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Held:
     """A locked file. The end of the process frees it."""
 
     file: LockFile
     token: int
+    # A claim may be given up by two threads at once, and by a signal handler within; its file, which is
+    # soon in other hands, only by one. What Ctrl-C interrupts can be tried again.
+    mutex: AbstractContextManager[object] = field(default_factory=threading.RLock)
+    in_hand: bool = False
 
 
 class FileBackend(SyncBackend):
@@ -226,7 +231,16 @@ class FileBackend(SyncBackend):
         held = self._held.get(claim_id)
         if held is None:
             return False
-        file = held.file
+        with held.mutex:
+            if held.in_hand or self._held.get(claim_id) is not held:
+                return held.in_hand
+            held.in_hand = True
+            try:
+                return self._freed(held.file, claim_id)
+            finally:
+                held.in_hand = False
+
+    def _freed(self, file: LockFile, claim_id: str) -> bool:
         try:
             if not file.in_place():  # it was deleted: the lock was worth nothing
                 self._held.pop(claim_id, None)
