@@ -120,6 +120,29 @@ class Manager:
         """`list` for asyncio and trio."""
         return await self._async_line().backend.list(prefix, now() + self._op_timeout)
 
+    def force_release(self, key: str, *, token: int) -> bool:
+        """Ends the lease of ``key`` that has this ``token``, whoever holds it; never a newer one. Logged.
+
+        For people who know that its holder is out of order: until the holder learns of the loss, at its next
+        renewal (a third of its ttl; if it does not renew, at the end of that), it goes on as if it held the lock.
+        Only for files nobody gets in before: there the holder itself gives the lock up then.
+
+        False: there is no such lease any more. Take the token from `inspect`, after a look at who it is.
+        """
+        found = drive(self._line.backend.revoke(check_key(key), _check_token(token), now() + self._op_timeout))
+        return self._revoked(key, token, found)
+
+    async def force_release_async(self, key: str, *, token: int) -> bool:
+        """`force_release` for asyncio and trio."""
+        backend = self._async_line().backend
+        found = await backend.revoke(check_key(key), _check_token(token), now() + self._op_timeout)
+        return self._revoked(key, token, found)
+
+    def _revoked(self, key: str, token: int, found: bool) -> bool:
+        what = "ended by force" if found else "to be ended by force, but is not there any more"
+        log.warning("the lease of %r (token %d) was %s [%s]", key, token, what, self.address)
+        return found
+
     # What `Lock` calls.
 
     def acquire(self, key: str, options: Options) -> Lease:
@@ -303,6 +326,12 @@ class Manager:
         _inherited.append(dict(self._lines))
         self._lines = weakref.WeakKeyDictionary()
         self._reentrant = weakref.WeakValueDictionary()
+
+
+def _check_token(token: int) -> int:
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 < token < 2**63:
+        raise ValueError(f"a token is a positive integer, not {token!r}")
+    return token
 
 
 def _deadline(options: Options) -> float:

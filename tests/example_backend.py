@@ -105,6 +105,9 @@ class SQLiteBackend(SyncBackend):
             return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
         return Renewal(LeaseState.LOST)
 
+    def revoke(self, key: str, token: int, deadline: float) -> bool:
+        return self._delete("delete from locks where key = ? and token = ?", (key, token), key, deadline)
+
     def inspect(self, key: str, deadline: float) -> Inspection:
         return next((seen for seen in self.list(key, deadline) if seen.key == key), Inspection(key, None))
 
@@ -121,9 +124,12 @@ class SQLiteBackend(SyncBackend):
 
     def _give_up(self, claim: Claim, deadline: float) -> bool:
         query = "delete from locks where claim = ? and ends > ?"
-        deleted = self._transact(lambda db: db.execute(query, (claim.id, now())).rowcount, deadline)
+        return self._delete(query, (claim.id, now()), claim.key, deadline)
+
+    def _delete(self, query: str, parameters: tuple[object, ...], key: str, deadline: float) -> bool:
+        deleted = self._transact(lambda db: db.execute(query, parameters).rowcount, deadline)
         for waiting, wake in [*self._waiting.values()]:
-            if waiting.key == claim.key:
+            if waiting.key == key:
                 wake()
         return deleted > 0
 

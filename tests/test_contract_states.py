@@ -140,6 +140,17 @@ class Requests(RuleBasedStateMachine):
         self.hand_over(key)
         return grant.claim
 
+    @precondition(lambda self: self.holder)
+    @rule(data=data())
+    def take_away(self, data: DataObject) -> None:
+        key = self.some_held(data)
+        grant = self.holder[key]
+        assert not self.backend.revoke(self.prefix + key, grant.token + 1, now() + SOON)
+        assert self.backend.revoke(self.prefix + key, grant.token, now() + SOON)
+        assert not self.backend.revoke(self.prefix + key, grant.token, now() + SOON)
+        self.ended.append(grant)
+        self.hand_over(key)
+
     @rule(claim=consumes(gone))
     def arrive_late(self, claim: Claim) -> None:
         """Given up before the request arrived."""

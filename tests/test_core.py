@@ -736,3 +736,15 @@ def test_a_forked_child_starts_afresh(locks: Manager) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert isinstance(locks.lock("other"), Lock)
     lease.release()
+
+
+@pytest.mark.parametrize("token", [0, -1, True, "5", 2**63, None])
+def test_force_takes_a_token_and_nothing_else(token: Any) -> None:
+    with distlock.connect("memory://") as locks, pytest.raises(ValueError, match="token"):
+        locks.force_release("k", token=token)
+
+
+def test_force_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with distlock.connect("memory://") as locks, locks.lock("k", when_lost="warn") as lease:
+        locks.force_release("k", token=lease.token)
+        assert f"'k' (token {lease.token}) was ended by force" in caplog.text

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import distlock
-from distlock import BackendError, BackendUnavailable, DistLockError, Manager
+from distlock import BackendError, BackendUnavailable, DistLockError, LockLost, Manager
 from distlock.backends.base import Busy, Claim, now
 from distlock.backends.file._flock import LockFile
 
@@ -212,4 +212,20 @@ def test_what_is_given_up_twice_at_once_is_given_up_once(
         others[0].join()
     with locks.lock("k", timeout=0):
         assert locks.lock("k").try_acquire() is None
+    settled(lambda: nothing_left(folder))
+
+
+def test_force_waits_for_the_holder_to_give_up(folder: Path, locks: Manager) -> None:
+    """The kernel takes no lock away, so until its next renewal nobody else gets in."""
+    with distlock.connect(f"file://{folder}") as others:
+        lease = locks.lock("k", ttl=300).acquire()
+        assert others.force_release("k", token=lease.token)
+        assert others.lock("k").try_acquire() is None
+        assert lease.ensure_held() == lease.token
+        with pytest.raises(LockLost):
+            lease.extend()  # asks, as a renewal does
+        with others.lock("k", timeout=0) as newer:  # the word left for the old one means nothing to it
+            newer.extend()
+            assert not others.force_release("k", token=lease.token)
+            newer.extend()
     settled(lambda: nothing_left(folder))

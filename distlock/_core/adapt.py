@@ -32,6 +32,9 @@ class Immediate:
     async def release(self, grant: Grant, deadline: float) -> bool:
         return self._sync.release(grant, deadline)
 
+    async def revoke(self, key: str, token: int, deadline: float) -> bool:
+        return self._sync.revoke(key, token, deadline)
+
     async def inspect(self, key: str, deadline: float) -> Inspection:
         return self._sync.inspect(key, deadline)
 

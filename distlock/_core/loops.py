@@ -111,6 +111,9 @@ class Threaded:
     async def release(self, grant: Grant, deadline: float) -> bool:
         return await self._run(lambda: self._sync.release(grant, deadline), self._giving, deadline)
 
+    async def revoke(self, key: str, token: int, deadline: float) -> bool:
+        return await self._run(lambda: self._sync.revoke(key, token, deadline), self._asking, deadline)
+
     async def inspect(self, key: str, deadline: float) -> Inspection:
         return await self._run(lambda: self._sync.inspect(key, deadline), self._asking, deadline)
 

@@ -1,6 +1,6 @@
 """The contract between the core and a store.
 
-A backend subclasses `SyncBackend` and implements eight methods; the core brings waiting, timeouts,
+A backend subclasses `SyncBackend` and implements nine methods; the core brings waiting, timeouts,
 cancellation, renewal, loss, re-entry and both colours. `distlock.testing` proves one.
 
 Rules for every method
@@ -142,6 +142,14 @@ class SyncBackend(ABC):
         """Gives the lock up, and to the next waiter in the same step. False: it was not ours any more."""
 
     @abstractmethod
+    def revoke(self, key: str, token: int, deadline: float) -> bool:
+        """Ends the grant of ``token``, whoever holds it; never a newer one. False: it is not there any more.
+
+        The holder learns it at its next renewal. A store that cannot take a lock away leaves word there, upon
+        which the holder's `renew` gives it up.
+        """
+
+    @abstractmethod
     def inspect(self, key: str, deadline: float) -> Inspection:
         """Who holds ``key`` and who waits, in order."""
 
@@ -168,6 +176,7 @@ class AsyncBackend(Protocol):
     async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None: ...
     async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal: ...
     async def release(self, grant: Grant, deadline: float) -> bool: ...
+    async def revoke(self, key: str, token: int, deadline: float) -> bool: ...
     async def inspect(self, key: str, deadline: float) -> Inspection: ...
     async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]: ...
     async def aclose(self) -> None: ...

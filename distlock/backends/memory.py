@@ -122,6 +122,11 @@ class MemoryBackend(SyncBackend):
             lock.expires = max(lock.expires, asked_at + ttl)
             return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
 
+    def revoke(self, key: str, token: int, deadline: float) -> bool:
+        with self._mutex:
+            lock = self._locks.get(key)
+            return lock is not None and lock.token == token and self._end(key, lock)
+
     def inspect(self, key: str, deadline: float) -> Inspection:
         with self._mutex:
             lock = self._locks.get(key)
@@ -157,6 +162,14 @@ class MemoryBackend(SyncBackend):
             self._hand_over(lock)
         if not lock.claims:
             self._locks.pop(claim.key, None)
+        return ours
+
+    def _end(self, key: str, lock: _Lock) -> bool:
+        """Nobody who holds it does any more. False: nobody did."""
+        ours = bool(lock.claims) and now() < lock.expires
+        self._hand_over(lock)
+        if not lock.claims:
+            self._locks.pop(key, None)
         return ours
 
     def _hand_over(self, lock: _Lock) -> None:

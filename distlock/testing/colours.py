@@ -223,6 +223,11 @@ class World(Colour):
         manager = manager or self.locks
         return await manager.inspect_async(key) if self.is_async else manager.inspect(key)
 
+    async def force_release(self, manager: Manager, key: str, token: int) -> bool:
+        if self.is_async:
+            return await manager.force_release_async(key, token=token)
+        return manager.force_release(key, token=token)
+
     async def list(self, prefix: str = "", manager: Manager | None = None) -> Any:
         manager = manager or self.locks
         return await manager.list_async(prefix) if self.is_async else manager.list(prefix)

@@ -98,6 +98,9 @@ class Tap(SyncBackend):
     def release(self, grant: Grant, deadline: float) -> bool:
         return self._pass("release", lambda: self.backend.release(grant, deadline))
 
+    def revoke(self, key: str, token: int, deadline: float) -> bool:
+        return self._pass("revoke", lambda: self.backend.revoke(key, token, deadline))
+
     def inspect(self, key: str, deadline: float) -> Inspection:
         return self.backend.inspect(key, deadline)
 

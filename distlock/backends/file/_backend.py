@@ -134,12 +134,29 @@ class FileBackend(SyncBackend):
         asked_at = now()
         held = self._held.get(grant.claim.id)
         try:
-            if held is not None and held.file.in_place():
+            if held is not None and held.file.in_place() and not held.file.is_revoked(held.token):
                 return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
         except OSError as error:
             raise self._mapped(error, grant.claim.key) from error
-        self._free(grant.claim.id)  # the file was deleted: nobody else can see that we hold it
+        self._free(grant.claim.id)  # deleted: nobody else can see that we hold it; or it was asked for
         return Renewal(LeaseState.LOST)
+
+    def revoke(self, key: str, token: int, deadline: float) -> bool:
+        """The kernel takes no lock away: its holder is asked to give it up, and nobody gets in before it does."""
+        try:
+            file = LockFile(self.path_of(key), create=False)
+            try:
+                record = Record.read(file.read())
+                if record is None or record.token != token or record.holder() is None:
+                    return False
+                file.revoke(token)
+                return True
+            finally:
+                file.close()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._mapped(error, key) from error
 
     def inspect(self, key: str, deadline: float) -> Inspection:
         """Of the waiters, those of this process only: the kernel tells nobody of the others."""

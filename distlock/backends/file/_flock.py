@@ -19,7 +19,7 @@ LONGEST_RECORD = 32768
 
 
 class LockFile:
-    """An open file. `FileNotFoundError`: there is no folder for it.
+    """An open file. `FileNotFoundError`: there is no folder for it; or no file, if it was not to be created.
 
     A lock on a file that was deleted or moved is worth nothing, as others make a new file of that name: whoever
     gets a lock looks whether the file is still in place.
@@ -30,10 +30,11 @@ class LockFile:
     everywhere: ClassVar[set[LockFile]] = set()
     """All that are open in this process, whoever has them in hand just now."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, create: bool = True) -> None:
         self.path = path
         # A link that someone has laid there is not followed: what it leads to would be written over.
-        self.fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+        self.fd: int = os.open(path, flags, 0o666)
         self.everywhere.add(self)
         found = os.fstat(self.fd)
         # No other file has the same as long as this one is open.
@@ -66,6 +67,14 @@ class LockFile:
     def write(self, record: bytes) -> None:
         """What it says from now on."""
         os.pwrite(self.fd, record, 0)
+
+    def revoke(self, token: int) -> None:
+        """Leaves word to the holder of this token to give it up; behind the record, where it harms no other."""
+        os.pwrite(self.fd, token.to_bytes(8, "big"), LONGEST_RECORD)
+
+    def is_revoked(self, token: int) -> bool:
+        """Such word was left."""
+        return os.pread(self.fd, 8, LONGEST_RECORD) == token.to_bytes(8, "big")
 
     def unlock(self) -> None:
         """Said aloud, as a child that was forked behind our back may have the file open as well."""

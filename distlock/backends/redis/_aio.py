@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from ..base import BackendError, Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
 from ._connect import AsyncConnection, Server, mapped
 from ._pool import LONGEST_IDLE, MOST_IDLE, Reply, is_broken, is_stale, released
-from ._scripts import ACQUIRE, INSPECT, RELEASE, RENEW, Script
+from ._scripts import ACQUIRE, INSPECT, RELEASE, RENEW, REVOKE, Script
 from ._values import NO_INBOX, inspection, renewals
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ class AsyncRedisBackend:
         frame = self._sync.renewing([(grant.claim, ttl)])
         reply = await self._pool.send(frame, deadline, grant.claim.key, RENEW)
         return renewals([ttl], asked_at, reply.value)[0]
+
+    async def revoke(self, key: str, token: int, deadline: float) -> bool:
+        return released(await self._pool.send(self._sync.revoking(key, token), deadline, key, REVOKE))
 
     async def inspect(self, key: str, deadline: float) -> Inspection:
         reply = await self._pool.send(self._sync.inspecting(key), deadline, key, INSPECT)

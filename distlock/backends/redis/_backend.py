@@ -31,6 +31,7 @@ from ._scripts import (
     REFRESH,
     RELEASE,
     RENEW,
+    REVOKE,
     Script,
     bulk,
     bulks,
@@ -119,6 +120,9 @@ class RedisBackend(SyncBackend):
             results += renewals([claim.ttl for claim in claims], asked_at, reply.value)
         return results
 
+    def revoke(self, key: str, token: int, deadline: float) -> bool:
+        return released(self._pool.send(self.revoking(key, token), deadline, key, REVOKE))
+
     def inspect(self, key: str, deadline: float) -> Inspection:
         reply = self._pool.send(self.inspecting(key), deadline, key, INSPECT)
         return inspection(key, reply.value)
@@ -185,6 +189,10 @@ class RedisBackend(SyncBackend):
         keys = b"".join([own_key(self.namespace, claim.key) for claim, _ in claims])
         args = [arg for claim, ttl in claims for arg in (claim.id.encode(), milliseconds(ttl))]
         return RENEW.head(len(claims), keys, len(args)) + bulks(args)
+
+    def revoking(self, key: str, token: int) -> bytes:
+        """The request to end the lease of a token."""
+        return self._head(REVOKE, key, 1) + bulk(b"%d" % token)
 
     def inspecting(self, key: str) -> bytes:
         """The request to look at a lock."""

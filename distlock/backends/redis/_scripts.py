@@ -12,6 +12,7 @@ __all__ = (
     "REFRESH",
     "RELEASE",
     "RENEW",
+    "REVOKE",
     "Script",
     "bulk",
     "bulks",
@@ -85,5 +86,6 @@ def clock_key(namespace: str) -> bytes:
 ACQUIRE = Script("acquire")
 RELEASE = Script("release")
 RENEW = Script("renew")
+REVOKE = Script("revoke")
 REFRESH = Script("refresh")
 INSPECT = Script("inspect")

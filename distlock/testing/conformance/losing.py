@@ -68,6 +68,34 @@ class Losing:
         await world.until(lambda: called == [1, 2])
 
     @case
+    async def test_a_lease_ended_by_force_is_lost(self, world: World) -> None:
+        lease = await world.acquire(world.locks.lock("k", ttl=0.9))
+        waiting = world.start(lambda: world.acquire(world.other.lock("k", ttl=30)))
+        await world.queued("k", 1, world.other)
+        assert await world.force_release(world.other, "k", lease.token)
+        next_lease = await waiting.result()
+        assert next_lease.token > lease.token
+        await world.until(lambda: lease.state is LeaseState.LOST)
+        with pytest.raises(LockLost):
+            await world.release(lease)
+        assert next_lease.ensure_held() == next_lease.token
+        await world.release(next_lease)
+
+    @case
+    async def test_force_never_ends_a_newer_lease(self, world: World) -> None:
+        old = await world.acquire(world.locks.lock("k"))
+        assert not await world.force_release(world.other, "k", old.token + 1)
+        await world.release(old)
+        assert not await world.force_release(world.other, "k", old.token)
+        lease = await world.acquire(world.locks.lock("k", ttl=0.6))
+        assert not await world.force_release(world.other, "k", old.token)
+        assert not await world.force_release(world.other, "another", lease.token)
+        await world.sleep(0.8)  # renewed in the meantime
+        assert lease.ensure_held() == lease.token
+        assert await world.try_acquire(world.other.lock("k")) is None
+        await world.release(lease)
+
+    @case
     async def test_a_new_lease_after_a_lost_one_is_renewed(self, world: World) -> None:
         """redisson#3194: after a failed renewal the next lease of that key was not renewed."""
         lease = await world.acquire(world.locks.lock("k", ttl=0.6))
