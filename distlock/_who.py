@@ -16,6 +16,7 @@ from ._types import describe
 __all__ = ("after_fork", "introduce", "new_claim_id")
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
+_CLI = _PACKAGE + "cli" + os.sep
 _host = ""
 _pid = 0
 _process = ""
@@ -53,7 +54,7 @@ def _plain(name: str, file: str, line: int) -> str:
 
 @lru_cache(maxsize=1024)
 def _is_ours(file: str) -> bool:
-    return file.startswith(_PACKAGE)
+    return file.startswith(_PACKAGE) and not file.startswith(_CLI)  # that is a program of its own
 
 
 def _site(file: str, line: int) -> str:

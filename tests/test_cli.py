@@ -110,14 +110,33 @@ def test_a_table_for_people(env):
     assert "\x1b[" not in done.stdout
 
 
-def test_help_has_an_example(env):
-    done = run(env, "demo", "--help")
-    assert done.returncode == 0
-    assert "distlock demo --url redis://" in " ".join(done.stdout.split())
+@pytest.mark.parametrize("command", ["demo", "run", "inspect", "ls", "release"])
+def test_help_has_examples(env, command):
+    done = run(env, command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Examples: distlock {command} " in " ".join(done.stdout.split()) + " "
+    assert "\x1b[" not in done.stdout
 
 
 def test_without_a_command_help_is_shown(env):
-    assert "demo" in run(env).stdout
+    done = run(env)
+    assert (done.returncode, done.stderr) == (64, "")
+    assert "demo" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_there(env, shell):
+    done = run(env, "--show-completion", shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_DISTLOCK_COMPLETE" in done.stdout
+
+
+def test_names_are_completed_from_the_store(env, tmp_path):
+    url = (tmp_path / "locks").as_uri()
+    asked = {"_DISTLOCK_COMPLETE": "complete_bash", "COMP_WORDS": "distlock inspect or", "COMP_CWORD": "2"}
+    with distlock.connect(url) as locks, locks.lock("orders"), locks.lock("users"):
+        assert run({**env, **asked, "DISTLOCK_URL": url}, "").stdout.split() == ["orders"]
+    assert run({**env, **asked, "DISTLOCK_URL": "redis://127.0.0.1:1"}, "").stdout.strip() == ""
 
 
 def test_version(env):
@@ -126,30 +145,30 @@ def test_version(env):
 
 @pytest.mark.parametrize("args", [["--stock", "0"], ["--workers", "1"], ["--nonsense"]])
 def test_an_impossible_option_is_a_usage_error(env, args):
-    assert run(env, "demo", *args).returncode == 2
+    assert run(env, "demo", *args).returncode == 64
 
 
 def test_memory_is_refused_with_the_reason(env):
     done = run(env, "demo", "--url", "memory://")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (64, "")
     assert "a memory of its own" in done.stderr
     assert done.stderr.count("\n") == 1
     assert left_behind(env) == []
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "said", "status"),
     [
-        ("redis://user:secret@127.0.0.1:{port}/0", "cannot be reached"),
-        ("nonsense://user:secret@host", "no backend for nonsense://"),
-        ("user:secret@host", "not a URL"),
-        ("file:///proc/nowhere", "cannot be used"),
+        ("redis://user:secret@127.0.0.1:{port}/0", "cannot be reached", 69),
+        ("nonsense://user:secret@host", "no backend for nonsense://", 64),
+        ("user:secret@host", "not a URL", 64),
+        ("file:///proc/nowhere", "cannot be used", 1),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_without_secrets(env, url, said):
+def test_a_store_that_cannot_be_used_is_one_line_without_secrets(env, url, said, status):
     with bind_free_port() as bound:  # bound, not listening: refused
         done = run(env, "demo", "--json", "--url", url.format(port=bound.getsockname()[1]))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert "secret" not in done.stderr
@@ -158,7 +177,7 @@ def test_a_store_that_cannot_be_used_is_one_line_without_secrets(env, url, said)
 
 def test_debug_shows_where_an_error_comes_from(env):
     done = run(env, "demo", "--debug", "--url", "nonsense://")
-    assert done.returncode == 1
+    assert done.returncode == 64
     assert done.stderr.startswith("Traceback")
 
 
@@ -169,10 +188,12 @@ def without(package: str, folder: Path) -> str:
     return os.pathsep.join([str(folder), str(ROOT)])
 
 
-@pytest.mark.parametrize(("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("redis", "redis")])
-def test_a_missing_package_is_named_with_its_extra(env, tmp_path, package, extra):
+@pytest.mark.parametrize(
+    ("package", "extra", "status"), [("typer", "cli", 1), ("rich", "cli", 1), ("redis", "redis", 64)]
+)
+def test_a_missing_package_is_named_with_its_extra(env, tmp_path, package, extra, status):
     done = run({**env, "PYTHONPATH": without(package, tmp_path / "shadow")}, "demo", "--url", "redis://127.0.0.1:1")
-    assert done.returncode == 1
+    assert done.returncode == status
     assert done.stderr == f"distlock: {package} is not installed; run: pip install 'pydistlock[{extra}]'\n"
 
 

@@ -6,61 +6,35 @@ import json
 import signal
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from distlock import DistLockError, __version__, connect
-
-from . import INTERRUPTED
+from ._app import AsJson, Debug, app, debugging, say, store
 from ._race import Outcome, WorkerFailed, race, temporary_folder
 
-__all__ = ("app",)
+__all__ = ("demo",)
 
-USAGE = 2
 
-app: typer.Typer = typer.Typer(
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Distributed locks. Try: distlock demo",
+@app.command(
+    epilog="Examples:\n\n`distlock demo`\n\n`distlock demo --url redis://localhost:6379/0 --stock 100 --workers 8`"
 )
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"distlock {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command(epilog="Example: distlock demo --url redis://localhost:6379/0 --stock 100 --workers 8")
 def demo(
     url: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time, on 3.10 too
         typer.Option(envvar="DISTLOCK_URL", help="The store of the lock; files in a temporary folder if not given."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
     stock: Annotated[int, typer.Option(min=1, max=100_000, help="How many there are to sell.")] = 50,
     workers: Annotated[int, typer.Option(min=2, max=64, help="How many processes sell them.")] = 4,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Sell a small stock from several processes at once: oversold without a lock, never with it."""
     began = time.monotonic()
@@ -71,10 +45,11 @@ def demo(
             url = url or (folder / "locks").as_uri()
             address = _usable(url)
             unlocked, locked = _both(folder, url, stock, workers)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except (DistLockError, WorkerFailed, OSError) as error:
-        _fail(error, debug)
+    except WorkerFailed as error:
+        if debugging():
+            print(error.traceback, end="", file=sys.stderr)
+        say(error)
+        raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(_report(address, unlocked, locked, time.monotonic() - began)))
     else:
@@ -85,14 +60,7 @@ def demo(
 
 def _usable(url: str) -> str:
     """How to call the store without secrets, if processes can share it and it can be reached."""
-    with connect(url) as locks:
-        if locks.guarantees.scope == "process":
-            print(
-                f"distlock: {locks.address} would exclude nobody here: each worker is a process, with a memory of its"
-                " own; give --url redis://… or file:///folder",
-                file=sys.stderr,
-            )
-            raise typer.Exit(USAGE)
+    with store(url, None) as locks:
         locks.inspect("distlock-demo")  # better now than from each worker
         return locks.address
 
@@ -163,12 +131,3 @@ def _show(address: str, unlocked: Outcome, locked: Outcome) -> None:
 
 def _judged(value: object, good: bool) -> str:
     return f"[{'green' if good else 'bold red'}]{value}[/]"
-
-
-def _fail(error: Exception, debug: bool) -> NoReturn:
-    """One line, unless more is wanted."""
-    if debug:
-        trace = error.traceback if isinstance(error, WorkerFailed) else ""
-        print(trace or "".join(traceback.format_exception(error)), end="", file=sys.stderr)
-    print(f"distlock: {' '.join(str(error).split())}", file=sys.stderr)
-    raise typer.Exit(1) from None

@@ -1,0 +1,187 @@
+"""``distlock inspect`` and ``distlock ls``: who holds which lock, and who waits for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distlock import BackendError, Holder, Inspection, Manager, Waiter
+
+from ._app import AsJson, Debug, Namespace, Url, app, keys_in_use, printable, store
+
+__all__ = ("as_dict", "inspect", "ls", "portrait")
+
+WIDE = 200
+"""Columns of a table that is not for a terminal: nothing is cut off there."""
+
+Key = Annotated[
+    str, typer.Argument(metavar="KEY", help="The name of the lock.", show_default=False, autocompletion=keys_in_use)
+]
+
+
+@app.command(
+    epilog="Examples:\n\n`distlock inspect orders:42`\n\n"
+    "`distlock inspect orders:42 --json --url redis://localhost:6379/0 | jq .holder.host`"
+)
+def inspect(
+    key: Key, url: Url = None, namespace: Namespace = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Show who holds a lock and who waits for it, in order.
+
+    The exit status is 0 whether it is held or not.
+    """
+    with store(url, namespace) as locks:
+        found = locks.inspect(key)
+    if as_json:
+        print(json.dumps(as_dict(found)))
+    else:
+        _console().print(portrait(found))
+
+
+@app.command(
+    epilog="Examples:\n\n`distlock ls`\n\n`distlock ls orders: --watch --interval 0.5`\n\n"
+    "`distlock ls --json | jq -r '.[] | select(.waiters | length > 10) | .key'`"
+)
+def ls(
+    prefix: Annotated[
+        str, typer.Argument(metavar="[PREFIX]", help="Only those whose names start so.", show_default=False)
+    ] = "",
+    url: Url = None,
+    namespace: Namespace = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C, in place.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds between two looks.")] = 2.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the locks in use.
+
+    With `--watch` and `--json` together, each look is one line.
+    """
+    with store(url, namespace) as locks:
+        if not watch:
+            _print(_listed(locks, prefix), as_json)
+        elif as_json or not sys.stdout.isatty():
+            while True:
+                _print(_listed(locks, prefix), as_json)
+                time.sleep(interval)
+        else:
+            _watch(locks, prefix, interval)
+
+
+def _watch(locks: Manager, prefix: str, interval: float) -> None:
+    """An outage is shown, and outlived."""
+    seen: Sequence[Inspection] = []
+    with Live(console=_console(), screen=True, auto_refresh=False) as live:
+        while True:
+            said = Text(f"{locks.address}, every {interval:g} s; Ctrl-C ends it", style="dim")
+            try:
+                seen = _listed(locks, prefix)
+            except BackendError as error:
+                said = Text(printable(f"as it was before: {error}"), style="bold red")
+            live.update(
+                Group(Text(f"{time.strftime('%H:%M:%S')}  locks in use: {len(seen)}"), said, _table(seen)), refresh=True
+            )
+            time.sleep(interval)
+
+
+def _listed(locks: Manager, prefix: str) -> Sequence[Inspection]:
+    return sorted(locks.list(prefix), key=lambda found: found.key)
+
+
+def _print(listed: Sequence[Inspection], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([as_dict(found) for found in listed]), flush=True)
+    elif listed:
+        _console().print(_table(listed))
+    else:
+        print("no locks in use", flush=True)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE, highlight=False)
+
+
+def _table(listed: Sequence[Inspection]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("lock", "held by", "at", "for", "ttl", "token", "waiting"):
+        table.add_column(title, justify="right" if title in ("for", "ttl", "waiting") else "left", overflow="fold")
+    for found in listed:
+        holder = found.holder
+        row = [found.key, "-", "", "", "", "", str(len(found.waiters))]
+        if holder is not None:
+            row[1:6] = (
+                _who(holder),
+                holder.site,
+                _seconds(holder.held_for),
+                _seconds(holder.ttl),
+                str(holder.token or ""),
+            )
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def portrait(found: Inspection) -> Table:
+    """One lock, line by line."""
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="dim")
+    lines.add_column(overflow="fold")
+
+    def add(name: str, value: object) -> None:
+        lines.add_row(Text(printable(name)), Text(printable(str(value))))
+
+    add("lock", found.key)
+    holder = found.holder
+    add("held by", "nobody" if holder is None else _who(holder))
+    if holder is not None:
+        for name, value in _details(holder):
+            add(name, value)
+        if holder.since is not None:
+            begun = datetime.fromtimestamp(holder.since, timezone.utc).astimezone()
+            add("since", f"{begun:%Y-%m-%d %H:%M:%S %z}, {_seconds(holder.held_for)}")
+        if holder.ttl is not None:
+            add("ttl", f"{_seconds(holder.ttl)} left, if it is not renewed")
+        add("token", holder.token)
+    for place, waiter in enumerate(found.waiters, 1):
+        add("waiting" if place == 1 else "", f"{place}. {_who(waiter)}" + (f" ({waiter.site})" if waiter.site else ""))
+    return lines
+
+
+def _details(waiter: Waiter) -> list[tuple[str, str]]:
+    named = [("at", waiter.site), ("in", waiter.where), ("owner", waiter.owner), *waiter.metadata.items()]
+    return [(name, value) for name, value in named if value]
+
+
+def _who(waiter: Waiter) -> str:
+    return f"{waiter.host} pid {waiter.pid}" if waiter.pid else waiter.owner
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def as_dict(found: Inspection) -> dict[str, Any]:
+    """For JSON."""
+    holder = found.holder
+    shown: dict[str, Any] | None = None
+    if isinstance(holder, Holder):
+        shown = {**_fields(holder), "since": holder.since}
+    return {"key": found.key, "holder": shown, "waiters": [_fields(waiter) for waiter in found.waiters]}
+
+
+def _fields(waiter: Waiter) -> dict[str, Any]:
+    return {**asdict(waiter), "metadata": dict(waiter.metadata)}

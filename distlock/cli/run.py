@@ -1,0 +1,128 @@
+"""``distlock run``: a command under a lock."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Optional
+
+import typer
+
+from distlock import AcquireTimeout, BackendError, ConfigurationError, Lease, Lock, LockLost
+
+from ._app import BUSY, LOST, Debug, Namespace, Url, app, say, store
+from ._command import Command, caught
+
+__all__ = ("run",)
+
+SHORTEST_TTL = 1.0
+"""Seconds. With less, a command could not be told to end and be dead in time on a busy machine."""
+
+HELP = """Run a command under a lock, and end it before the lock can pass to anyone else.
+
+The exit status is the command's, 128+n if signal n ended it. Others are distlock's: 64 wrong usage, 69 the store
+cannot be reached, 70 the lease was lost and the command ended, 75 the lock is someone else's, 126 and 127 the command
+cannot be run or found.
+
+Signals go to the command, and so does the terminal. It finds DISTLOCK_KEY, DISTLOCK_TOKEN (a number above that of
+every earlier holder) and DISTLOCK_OWNER in its environment. What it leaves running in the background of its process
+group is ended with it."""
+
+EPILOG = """Examples:
+
+`distlock run nightly-report -- ./report.sh`
+
+`distlock run --no-wait deploy:shop --url redis://localhost:6379/0 -- make deploy`
+
+`distlock run db-migrate --ttl 60 --timeout 300 -- sh -c 'migrate --fence "$DISTLOCK_TOKEN"'`"""
+
+
+@app.command(help=HELP, epilog=EPILOG)
+def run(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The name of the lock.", show_default=False)],
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND...", help="After `--`: what to run.", show_default=False)
+    ],
+    url: Url = None,
+    namespace: Namespace = None,
+    ttl: Annotated[
+        float, typer.Option(help="Seconds after which the store frees the lock of a machine that died; 1 or more.")
+    ] = 30.0,
+    timeout: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Seconds to wait for the lock. For ever if not given."),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", "-n", help="Do not wait: the same as `--timeout 0`.")] = False,
+    conflict_exit_code: Annotated[
+        int, typer.Option("--conflict-exit-code", "-E", min=0, max=255, help="The exit status if it is not acquired.")
+    ] = BUSY,
+    grace: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Seconds between TERM and KILL; at most a quarter of the ttl. A sixth, but at most 5 s, if not given."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Typer shows `HELP`."""
+    grace = _checked(ttl, timeout, no_wait, grace)
+    if not url:
+        say("no --url or DISTLOCK_URL: the lock is a file and keeps out programs of this user on this machine only")
+    with caught(_leave), store(url, namespace) as locks:
+        try:
+            lock = locks.lock(key, ttl=ttl, metadata={"command": os.path.basename(command[0])})
+            lease = _acquired(lock, 0.0 if no_wait else timeout)
+        except AcquireTimeout as error:
+            say(error)
+            raise typer.Exit(conflict_exit_code) from None
+        child, status = Command(lease, ttl, grace), LOST
+        try:
+            status = child.run(command)
+        finally:
+            status = _released(lease, status)
+    if child.interrupted:  # so would this process have been, and the shell that waits for it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.killpg(0, signal.SIGINT)
+    raise typer.Exit(status)
+
+
+def _checked(ttl: float, timeout: float | None, no_wait: bool, grace: float | None) -> float:
+    if not SHORTEST_TTL <= ttl < math.inf:
+        raise ConfigurationError(f"--ttl {ttl:g} is not a time of {SHORTEST_TTL:g} s or more")
+    if no_wait and timeout:
+        raise ConfigurationError("--no-wait and --timeout exclude each other")
+    if grace is None:
+        return min(5.0, ttl / 6)
+    if not 0 <= grace <= ttl / 4:
+        raise ConfigurationError(f"--grace {grace:g} is not between 0 and a quarter of --ttl {ttl:g}")
+    return grace
+
+
+def _acquired(lock: Lock, timeout: float | None) -> Lease:
+    if sys.stderr.isatty() and timeout != 0:  # a person who sees nothing happen wants to know why
+        lease = lock.try_acquire()
+        if lease is not None:
+            return lease
+        say(f"waiting for {lock.key!r}")
+    return lock.acquire(timeout)
+
+
+def _released(lease: Lease, status: int) -> int:
+    """The exit status, which changes if the lease turns out to be lost."""
+    try:
+        lease.release()
+    except LockLost as error:
+        if status != LOST:  # else it was said
+            say(error)
+        return LOST
+    except BackendError as error:  # all is done, and its time is bounded
+        say(error)
+    return status
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Nothing runs yet: what was begun is taken back on the way out."""
+    raise typer.Exit(128 + number)

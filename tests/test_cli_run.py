@@ -1,0 +1,423 @@
+"""``distlock run``: a command under a lock, which it never outlives. Real processes, real signals, real terminals."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import distlock
+
+from .children import untraced
+from .proxy import FaultProxy
+from .servers import RedisServer
+
+ROOT = Path(distlock.__file__).parent.parent
+PROGRAM = [sys.executable, "-m", "distlock"]
+TIMEOUT = 50
+TTL = 5
+STUBBORN = """
+trap '' TERM
+echo $$ >> pids
+sleep 1001 & echo $! >> pids
+setsid sleep 1002 & echo $! >> pids
+sh -c 'trap "" TERM; echo $$ >> pids; kill -STOP $$' &
+(sh -c 'echo $$ >> pids; exec sleep 1003' &)
+while [ "$(wc -l < pids)" -lt 5 ]; do sleep 0.01; done
+mv pids all-pids
+while :; do sleep 1004; done
+"""
+"""Deaf to TERM, with children: plain, in a session of their own, stopped, and without a parent."""
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DISTLOCK_")}
+    return {**inherited, "PYTHONPATH": str(ROOT), "DISTLOCK_URL": f"file://{tmp_path}/locks", "TERM": "xterm"}
+
+
+@pytest.fixture
+def start(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*args: str, **more: Any) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": env}
+        started.append(subprocess.Popen([*PROGRAM, "run", *args], text=True, cwd=tmp_path, **{**pipes, **more}))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for one in family(process):
+            one.kill()
+        process.communicate(timeout=TIMEOUT)
+
+
+def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, err
+
+
+def wait_for(path: Path) -> str:
+    """What it says, once it is there and whole."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (path.exists() and path.read_text().endswith("\n")):
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.005)
+    return path.read_text()
+
+
+def alive(pids: list[int]) -> list[int]:
+    def lives(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [pid for pid in pids if lives(pid)]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "kill -TERM $$"], 143),
+        (["sh", "-c", "kill -KILL $$"], 137),
+        (["sh", "-c", "kill -INT $$"], 130),
+        (["./none-such"], 127),
+        (["no-such-command"], 127),
+        (["/etc/passwd"], 126),
+        (["/"], 126),
+    ],
+)
+def test_the_exit_status_is_that_of_the_command(start, tmp_path, command, status):
+    code, out, err = finished(start("k", "--", *command))
+    assert (code, out) == (status, "")
+    assert err == "" if status < 126 or status > 127 else re.fullmatch(r"distlock: \S+: .*\n", err)
+    assert list(tmp_path.rglob("*.lock")) == []
+
+
+def test_it_knows_what_it_holds(start):
+    told = "echo $DISTLOCK_KEY; echo $DISTLOCK_TOKEN; echo $DISTLOCK_OWNER"
+    outputs = [finished(start("my key", "--", "sh", "-c", told))[1].splitlines() for _ in range(2)]
+    assert outputs[0][0] == "my key"
+    assert int(outputs[0][1]) < int(outputs[1][1])
+    assert outputs[0][2] != outputs[1][2]
+
+
+def test_its_input_and_output_are_its_own(start):
+    process = start("k", "--", "sh", "-c", "cat; echo mistake >&2", stdin=subprocess.PIPE)
+    assert process.communicate("given\n", timeout=TIMEOUT) == ("given\n", "mistake\n")
+
+
+def test_options_of_the_command_are_left_to_it(start):
+    assert finished(start("k", "--ttl", "9", "--", "printf", "%s ", "--ttl", "--help", "--"))[1] == "--ttl --help -- "
+
+
+@pytest.mark.parametrize("options", [["--no-wait"], ["-n"], ["--timeout", "0"], ["--timeout", "0.2"]])
+def test_a_lock_that_is_taken_is_75(start, env, tmp_path, options):
+    with distlock.connect(env["DISTLOCK_URL"]) as locks, locks.lock("k"):
+        code, out, err = finished(start("k", *options, "--", "touch", "ran"))
+        assert (code, out) == (75, "")
+        assert re.fullmatch(rf"distlock: 'k' was not acquired in .* s: held by .* pid {os.getpid()} .*\n", err)
+        assert finished(start("k", *options, "-E", "3", "--", "touch", "ran"))[0] == 3
+        assert finished(start("k", *options, "--conflict-exit-code", "0", "--", "touch", "ran"))[0] == 0
+    assert not (tmp_path / "ran").exists()
+    assert finished(start("k", *options, "--", "touch", "ran"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["k"],
+        ["k", "--"],
+        ["k", "--frobnicate", "--", "true"],
+        ["k", "--ttl", "0.5", "--", "true"],
+        ["k", "--ttl", "nan", "--", "true"],
+        ["k", "--ttl", "inf", "--", "true"],
+        ["k", "--timeout", "-1", "--", "true"],
+        ["k", "--no-wait", "--timeout", "3", "--", "true"],
+        ["k", "--ttl", "8", "--grace", "3", "--", "true"],
+        ["k", "--grace", "-1", "--", "true"],
+        ["k", "-E", "256", "--", "true"],
+        ["", "--", "true"],
+        ["x" * 513, "--", "true"],
+        ["k", "--url", "gopher://here", "--", "true"],
+        ["k", "--url", "memory://", "--", "true"],
+    ],
+)
+def test_wrong_usage_is_64_and_one_line(start, args):
+    code, out, err = finished(start(*args))
+    assert (code, out) == (64, "")
+    assert re.fullmatch(r"distlock: .*\n", err)
+
+
+def test_a_store_that_cannot_be_reached_is_69(start, tmp_path):
+    code, out, err = finished(start("k", "--url", "redis://:secret@127.0.0.1:1/0", "--", "touch", "ran"))
+    assert (code, out) == (69, "")
+    assert re.fullmatch(r"distlock: .*127\.0\.0\.1:1.*\n", err)
+    assert "secret" not in err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_a_store_it_says_whom_the_lock_keeps_out(start, env, tmp_path):
+    env.pop("DISTLOCK_URL")
+    code, _, err = finished(start(f"test-{tmp_path}", "--", "true"))
+    assert code == 0
+    assert "this machine only" in err
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT", "QUIT", "USR1", "USR2"])
+def test_signals_go_to_the_command(start, tmp_path, name):
+    script = f"trap 'echo {name}; exit 5' {name}; echo > ready; while :; do sleep 0.01; done"
+    process = start("k", "--", "sh", "-c", script)
+    wait_for(tmp_path / "ready")
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    assert finished(process)[:2] == (5, f"{name}\n")
+
+
+def test_what_is_ignored_stays_ignored_and_nothing_else_is(start):
+    def masks(**more: Any) -> tuple[int, int]:
+        out = finished(start("k", "--", "cat", "/proc/self/status", **more))[1]
+        return int(re.findall(r"SigBlk:\s*(\w+)", out)[0], 16), int(re.findall(r"SigIgn:\s*(\w+)", out)[0], 16)
+
+    def ignoring(number: int) -> int:
+        return 1 << (number - 1)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        under_nohup = masks()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert under_nohup == (0, ignoring(signal.SIGHUP))
+    assert masks() == (0, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_it_waits_leaves_nothing_in_the_queue(start, env, tmp_path, redis_url, number):
+    key = f"waits-{os.getpid()}"
+    with distlock.connect(redis_url) as locks, locks.lock(key):
+        process = start(key, "--url", redis_url, "--", "touch", "ran", env=untraced(env))
+        wait_until(lambda: locks.inspect(key).waiters)
+        process.send_signal(number)
+        assert finished(process) == (128 + number, "", "")
+        assert locks.inspect(key).waiters == ()
+    assert not (tmp_path / "ran").exists()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+LEAVER = """
+sh -c 'trap "" TERM; echo $$ >> pids; exec sleep 1001' &
+setsid sh -c 'echo $$ >> pids; exec sleep 1002' &
+while [ "$(wc -l < pids)" -lt 2 ]; do sleep 0.01; done
+exit 3
+"""
+
+
+def test_what_it_leaves_in_the_background_ends_with_it(start, tmp_path):
+    """Else it would go on without the lock. What has left the group, as daemons do, has left on purpose."""
+    (tmp_path / "pids").touch()
+    process = start("k", "--ttl", "5", "--grace", "0.2", "--", "sh", "-c", LEAVER, stdout=subprocess.DEVNULL)
+    assert process.wait(TIMEOUT) == 3
+    left = alive([int(line) for line in (tmp_path / "pids").read_text().split()])
+    try:
+        assert [psutil.Process(pid).cmdline() for pid in left] == [["sleep", "1002"]]
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+
+
+# The end of the lease.
+
+
+ENDS = ["the line is dead", "run is killed", "run is stopped", "the guard is killed", "it is ended by force"]
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_nothing_of_the_command_outlives_the_lease(start, tmp_path, how):
+    """etcdctl, consul#9788: it went on, and someone else began. PDEATHSIG misses grandchildren."""
+    with RedisServer() as server, FaultProxy(server.address) as proxy, distlock.connect(server.url) as locks:
+        process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", STUBBORN)
+        pids = [int(line) for line in wait_for(tmp_path / "all-pids").split()]
+        assert len(alive(pids)) == 5
+        holder = locks.inspect("k").holder
+        assert holder is not None
+        guard = psutil.Process(process.pid).children()[0]
+        if how == "the line is dead":
+            proxy.pause()
+        elif how == "run is killed":
+            process.kill()
+        elif how == "run is stopped":
+            process.send_signal(signal.SIGSTOP)
+        elif how == "the guard is killed":
+            guard.kill()
+        else:
+            assert locks.force_release("k", token=holder.token or 0)
+            wait_until(lambda: process.poll() is not None)
+        with locks.lock("k", timeout=TIMEOUT):
+            assert alive(pids) == []
+        if how == "run is stopped":
+            process.send_signal(signal.SIGCONT)
+        if how != "run is killed":
+            code, _, err = finished(process)
+            assert code == 70
+            assert err.splitlines()[-1].startswith("distlock: the ")
+        assert alive([guard.pid]) == []
+
+
+def test_a_command_has_time_to_tidy_up_before_the_end(start, tmp_path):
+    tidy = "trap 'echo tidy > tidied; exit 0' TERM; echo > ready; while :; do sleep 0.01; done"
+    with RedisServer() as server, FaultProxy(server.address) as proxy:
+        process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", tidy)
+        wait_for(tmp_path / "ready")
+        proxy.pause()
+        assert finished(process)[0] == 70  # its own status is no success
+        assert wait_for(tmp_path / "tidied") == "tidy\n"
+
+
+def test_a_blip_of_the_store_is_outlived(start, tmp_path):
+    """As long as the lease can still be renewed in time, nobody is ended."""
+    with RedisServer() as server, FaultProxy(server.address) as proxy:
+        script = "echo > ready; read line"
+        process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", script, stdin=subprocess.PIPE)
+        wait_for(tmp_path / "ready")
+        proxy.pause()
+        time.sleep(TTL * 0.4)  # over a renewal
+        proxy.resume()
+        with distlock.connect(server.url) as locks:
+            before = locks.inspect("k").holder
+            time.sleep(TTL)
+            after = locks.inspect("k").holder
+            assert before is not None
+            assert after is not None
+            assert before.token == after.token
+        assert process.communicate("\n", timeout=TIMEOUT)[0] == ""
+        assert process.returncode == 0
+
+
+# On a terminal.
+
+
+class Shell:
+    """An interactive one, as a person has it."""
+
+    def __init__(self, env: dict[str, str], folder: Path) -> None:
+        self.pid, self._end = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], {**env, "PS1": "READY> "})  # noqa: S606
+        self.shown = ""
+        self.expect("READY> ")
+
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def expect(self, pattern: str) -> str:
+        """Waits for it; what it matched. What came before is forgotten."""
+        while not (found := re.search(pattern, self.shown)):
+            self.shown += os.read(self._end, 4096).decode(errors="replace")
+        self.shown = self.shown[found.end() :]
+        return found[0]
+
+    def close(self) -> None:
+        for process in psutil.Process(self.pid).children(recursive=True):
+            process.kill()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._end)
+
+
+@pytest.fixture
+def shell(env: dict[str, str], tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell({**untraced(env), "PY": sys.executable}, tmp_path)
+    yield shell
+    shell.close()
+
+
+RUN = '"$PY" -m distlock run k --ttl 30 -- '
+
+
+def test_the_terminal_is_the_commands(shell):
+    shell.type(f"{RUN} sh -c 'echo one; read x; echo got $x'; echo status $?\n")
+    shell.expect("one\r\n")
+    shell.type("this\n")
+    shell.expect("got this\r\n")
+    shell.expect("status 0\r\n")
+    shell.type("echo still mine\n")
+    shell.expect("still mine\r\n")
+
+
+def test_ctrl_c_is_for_the_command(shell):
+    script = 'trap "echo caught; exit 9" INT; echo one; while :; do sleep 0.01; done'
+    shell.type(f"{RUN} sh -c '{script}'; echo status $?\n")
+    shell.expect("one\r\n")
+    shell.type("\x03")
+    shell.expect("caught\r\n")
+    shell.expect("status 9\r\n")
+
+
+def test_ctrl_c_ends_the_shells_loop_too(shell):
+    shell.type(f"for i in 1 2 3; do {RUN} sh -c 'echo begun; exec sleep 1001'; done; echo over $?\n")
+    shell.expect("begun\r\n")
+    shell.type("\x03")
+    shell.expect("READY> ")
+    shell.type("echo next\n")
+    shell.expect("next\r\n")
+    assert "begun" not in shell.shown
+
+
+def test_ctrl_z_and_fg(shell):
+    shell.type(f"{RUN} sh -c 'echo one; read x; echo got $x'; echo status $?\n")
+    shell.expect("one\r\n")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    shell.expect("READY> ")
+    shell.type("fg\n")
+    shell.expect("distlock run k[^\n]*\n")
+    shell.type("this\n")
+    shell.expect("got this\r\n")
+
+
+def test_in_the_background_it_waits_for_its_turn_at_the_terminal(shell):
+    shell.type(f"{RUN} sh -c 'read x; echo got $x' &\n")
+    shell.expect("READY> ")
+    shell.type("while ! jobs | grep -q Stopped; do sleep 0.05; done; echo it is stopped\n")
+    shell.expect("it is stopped\r\n")
+    shell.type("fg\n")
+    shell.expect("distlock run k[^\n]*\n")
+    shell.type("this\n")
+    shell.expect("got this\r\n")
+
+
+def test_waiting_is_said_on_a_terminal(shell, env):
+    with distlock.connect(env["DISTLOCK_URL"]) as locks:
+        with locks.lock("k"):
+            shell.type(f"{RUN} echo entered; echo status $?\n")
+            shell.expect("distlock: waiting for 'k'")
+        shell.expect("\nentered\r\n")
+        shell.expect("status 0\r\n")
