@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -82,6 +83,9 @@ def key(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or `&`; our children would inherit that
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
     if redis.__version__.startswith("5.0."):  # it forgets to close a unix socket that it could not connect
         line = r"ignore:Exception ignored in. <socket\.socket.*AF_UNIX:pytest.PytestUnraisableExceptionWarning"
         config.addinivalue_line("filterwarnings", line)

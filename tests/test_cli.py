@@ -126,9 +126,10 @@ def test_without_a_command_help_is_shown(env):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_there(env, shell):
-    done = run(env, "--show-completion", shell)
+    done = run({**env, "_DISTLOCK_COMPLETE": f"source_{shell}"})
     assert (done.returncode, done.stderr) == (0, "")
-    assert "_DISTLOCK_COMPLETE" in done.stdout
+    assert f"complete_{shell}" in done.stdout
+    assert "--install-completion" in run(env, "--help").stdout
 
 
 def test_names_are_completed_from_the_store(env, tmp_path):
