@@ -46,14 +46,14 @@ html_theme_options = {"navigation_with_keys": True}
 def at_home(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     """A type is defined in ``distlock._lock`` and documented where users import it from."""
     target = str(node.get("reftarget", ""))
-    if target.startswith("distlock._"):
-        for module in ("distlock", "distlock.backends.base", "distlock.testing"):
-            home = f"{module}.{target.rpartition('.')[2]}"
-            found = env.domains["py"].resolve_xref(
-                env, node["refdoc"], app.builder, node.get("reftype", "obj"), home, node, content
-            )
-            if found is not None:
-                return found
+    name = target.rpartition(".")[2] if target.startswith("distlock._") else target
+    for module in ("distlock", "distlock.backends.base", "distlock.testing"):
+        home = f"{module}.{name}"
+        found = env.domains["py"].resolve_xref(
+            env, node["refdoc"], app.builder, node.get("reftype", "obj"), home, node, content
+        )
+        if found is not None:
+            return found
     return None
 
 
