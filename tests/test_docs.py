@@ -51,6 +51,7 @@ def to_run(page: Path) -> int:
     return len(blocks_of(page)) - len(elsewhere(page))
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=name)
 def test_the_examples_run(page: Path, tmp_path: Path, redis_server: RedisServer) -> None:
     done = subprocess.run(
@@ -59,7 +60,7 @@ def test_the_examples_run(page: Path, tmp_path: Path, redis_server: RedisServer)
         env=environment(DISTLOCK_URL=redis_server.url),
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=110,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -94,6 +95,13 @@ def test_no_example_is_left_out() -> None:
         assert not re.search(r"^\s*(~~~|>>> )", text, re.MULTILINE), name(page)
         opened = len(re.findall(r"^ *```+ *(?:python|py|sh)\b", text, re.MULTILINE))
         assert opened == len(blocks_of(page)), name(page)
+    assert sum(map(to_run, PAGES)) >= 45
+
+
+def test_the_reference_has_no_examples() -> None:
+    """They would not be run there."""
+    for page in (ROOT / "docs").rglob("*.rst"):
+        assert not re.search(r"code-block|>>>|^[^.\n].*::$", page.read_text(encoding="utf-8"), re.MULTILINE), name(page)
 
 
 def test_what_is_included_is_run_too() -> None:
