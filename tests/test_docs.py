@@ -143,6 +143,13 @@ def test_one_environment_sets_up() -> None:
     assert "docs" in [env.strip() for env in tox["tox"]["env_list"].split(",")]
 
 
+def test_testing_first_does_not_stand_in_the_way() -> None:
+    """tox 4.67 writes a file ``.venv``, where the README makes a folder."""
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    assert tox["tox"]["venv_redirect"] == "false"
+
+
 def column(text: str, title: str) -> list[str]:
     """The first cells of the table whose head begins with ``title``."""
     table = text[text.index(f"| {title} |") :].partition("\n\n")[0]
