@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -111,13 +110,15 @@ def _print(listed: Sequence[Inspection], as_json: bool) -> None:
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
 def _table(listed: Sequence[Inspection]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("lock", "held by", "at", "for", "ttl", "token", "waiting"):
-        table.add_column(title, justify="right" if title in ("for", "ttl", "waiting") else "left", overflow="fold")
+    for title in ("lock", "held by"):
+        table.add_column(title, overflow="fold")
+    for title in ("at", "for", "ttl", "token", "waiting"):
+        table.add_column(title, no_wrap=True, justify="left" if title in ("at", "token") else "right")
     for found in listed:
         holder = found.holder
         row = [found.key, "-", "", "", "", "", str(len(found.waiters))]
