@@ -116,7 +116,8 @@ def test_what_is_included_is_run_too() -> None:
 
 
 def test_two_commands_set_up_everything() -> None:
-    assert [block.code for block in blocks_of(PAGES[0]) if block.language == "sh"] == [SET_UP, EVERYTHING]
+    shell = [block.code for block in blocks_of(PAGES[0]) if block.language == "sh"]
+    assert [code for code in shell if code in (SET_UP, EVERYTHING)] == [SET_UP, EVERYTHING]
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1].endswith(f" {EVERYTHING.strip()}")
 
 
