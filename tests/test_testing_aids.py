@@ -1,0 +1,505 @@
+"""What users test their own code with: a store in memory, leases that get lost, and a clock that stands still."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import pytest
+
+import distlock
+from distlock import AcquireTimeout, BackendUnavailable, LeaseState, LockLost, Manager, NotHeld, _clock, _manager
+from distlock._core import acquire as core_acquire
+from distlock.backends.base import now
+from distlock.testing import Tap, VirtualClock, in_memory, lose
+from distlock.testing.colours import COLOURS, PATIENCE, Colour
+
+REPORT = distlock.lock("report", timeout=5)
+"""As programs have it: made at import time, before anything is configured."""
+
+pytestmark = pytest.mark.may_block  # moving the clock blocks the event loop it is called from
+
+
+@pytest.fixture
+def locks() -> Iterator[Manager]:
+    with in_memory() as manager:
+        yield manager
+
+
+@pytest.fixture
+def clock(locks: Manager) -> Iterator[VirtualClock]:
+    with VirtualClock() as clock:
+        yield clock
+
+
+class World(Colour):
+    """One colour, and the clock as one moves it there."""
+
+    def __init__(self, name: str, locks: Manager) -> None:
+        super().__init__(name)
+        self.locks = locks
+
+    async def advance(self, clock: VirtualClock, seconds: float) -> None:
+        await clock.advance_async(seconds) if self.is_async else clock.advance(seconds)
+
+    async def queued(self, key: str, count: int) -> None:
+        await self.until(lambda: len(self.locks.inspect(key).waiters) == count)
+
+
+@pytest.fixture(params=COLOURS)
+def world(request: pytest.FixtureRequest, locks: Manager) -> World:
+    return World(str(request.param), locks)
+
+
+@pytest.fixture(params=COLOURS[1:])
+def async_world(request: pytest.FixtureRequest, locks: Manager) -> World:
+    return World(str(request.param), locks)
+
+
+def running(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """A test that is an async function, in the colour of its world."""
+
+    def run(**fixtures: Any) -> None:
+        world: World = fixtures.get("world") or fixtures["async_world"]
+        world.run(lambda: test(**fixtures))  # type: ignore[arg-type, return-value]
+
+    run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
+    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
+    return run
+
+
+# The store in memory.
+
+
+def test_recipes_made_earlier_use_it(locks):
+    with REPORT as lease:
+        assert lease.backend == "memory://default"
+        assert locks.inspect("report").holder.token == lease.token
+
+
+def test_decorators_use_it(locks):
+    @distlock.locked("orders:{order}")
+    def ship(order):
+        assert locks.inspect(f"orders:{order}").holder is not None
+
+    ship(7)
+
+
+def test_each_is_fresh():
+    with in_memory() as first, first.lock("k"), in_memory(), distlock.lock("k", timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_what_was_configured_is_back_afterwards(monkeypatch, configured):
+    with distlock.connect("memory://") as manager:
+        monkeypatch.setattr(_manager, "_default", manager if configured else None)
+        with suppress(ZeroDivisionError), in_memory():
+            distlock.configure("memory://another")
+            raise ZeroDivisionError
+        assert _manager._default is (manager if configured else None)
+
+
+def test_a_lease_that_was_left_open_is_named_and_lost():
+    exits = ExitStack()
+    locks = exits.enter_context(in_memory())
+    lease = locks.lock("k").acquire()
+    locks.lock("other").acquire().release()
+    with pytest.warns(UserWarning, match=r"left open.*: 'k' \(test_testing_aids.py:\d+\)$"):
+        exits.close()
+    assert lease.state is LeaseState.LOST
+
+
+def test_a_lost_lease_is_not_called_left_open():
+    with in_memory() as locks:
+        lease = locks.lock("k").acquire()
+        lose(lease)
+
+
+# Losing a lease.
+
+
+@running
+async def test_a_lease_is_lost_when_lose_returns(world):
+    told = []
+    lease = await world.acquire(world.locks.lock("k"))
+
+    def tell() -> None:
+        time.sleep(0.05)  # it is waited for
+        told.append(lease.state)
+
+    lease.on_lost(tell)
+    await world.aside(partial(lose, lease))
+    assert (lease.state, told) == (LeaseState.LOST, [LeaseState.LOST])
+    with pytest.raises(LockLost, match="does not have it"):
+        await world.release(lease)
+    async with world.block(world.locks.lock("k", timeout=0)) as next_lease:
+        assert next_lease.token > lease.token
+
+
+@running
+async def test_a_waiter_gets_what_was_lost(world):
+    lease = await world.acquire(world.locks.lock("k"))
+    task = world.start(lambda: world.acquire(world.locks.lock("k")))
+    await world.queued("k", 1)
+    lose(lease)
+    await world.release(await task.result())
+
+
+@running
+async def test_losing_cancels_the_block(async_world):
+    reached = False
+
+    async def pay() -> None:
+        nonlocal reached
+        async with async_world.locks.lock("k") as lease:
+            lose(lease)
+            await anyio.sleep(PATIENCE)
+            reached = True
+
+    with pytest.raises(LockLost):
+        await pay()
+    assert not reached
+
+
+def test_leases_that_share_a_grant_are_lost_together(locks):
+    recipe = locks.lock("k", reentrant=True, owner="me")
+    outer, inner = recipe.acquire(), recipe.acquire()
+    lose(inner)
+    assert outer.state is LeaseState.LOST
+    locks.lock("k").acquire(timeout=0).release()
+
+
+@pytest.mark.parametrize("scheme", ["file", "redis"])
+def test_any_store_can_lose_a_lease(scheme, tmp_path: Path, redis_url, key):
+    url = redis_url if scheme == "redis" else f"file://{tmp_path}"
+    with distlock.connect(url) as locks, distlock.connect(url) as others:
+        lease = locks.lock(key).acquire()
+        lose(lease)
+        assert lease.state is LeaseState.LOST
+        others.lock(key).acquire(timeout=0).release()
+
+
+def test_what_has_ended_cannot_be_lost(locks):
+    lease = locks.lock("k").acquire()
+    lease.release()
+    with pytest.raises(NotHeld):
+        lose(lease)
+    lease = locks.lock("k").acquire()
+    lose(lease)
+    with pytest.raises(LockLost):
+        lose(lease)
+
+
+def test_a_callback_that_does_not_return_is_an_error(locks, monkeypatch):
+    monkeypatch.setattr("distlock.testing._waiting.SETTLING", 0.01)
+    over = threading.Event()
+    lease = locks.lock("k").acquire()
+    lease.on_lost(over.wait)
+    with pytest.raises(RuntimeError, match="still runs"):
+        lose(lease)
+    over.set()
+
+
+# The clock, moved by hand.
+
+
+@running
+async def test_the_time_stands_still(world, clock):
+    async with world.block(world.locks.lock("k", ttl=0.1, renew=False)) as lease:
+        left = lease.remaining()
+        await world.sleep(0.2)
+        assert lease.remaining() == left
+
+
+@running
+async def test_a_renewed_lease_outlives_its_ttl(world, clock):
+    async with world.block(world.locks.lock("k", ttl=30)) as lease:
+        began = clock.now()
+        await world.advance(clock, 300)
+        assert clock.now() - began == 300
+        assert 19 < lease.remaining() <= 30
+        assert await world.try_acquire(world.locks.lock("k")) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "held", "lost"), [({"ttl": 10, "renew": False}, 9.897, 9.899), ({"ttl": 10, "max_hold": 60}, 59.9, 60)]
+)
+@running
+async def test_a_lease_is_lost_when_its_time_is_over(world, clock, options, held, lost):
+    told = []
+    began = clock.now()
+
+    def tell() -> None:
+        time.sleep(0.05)  # it is waited for
+        told.append(clock.now() - began)
+
+    lease = await world.acquire(world.locks.lock("k", **options))
+    lease.on_lost(tell)
+    await world.advance(clock, held)
+    assert (lease.state, told) == (LeaseState.HELD, [])
+    await world.advance(clock, lost - held)
+    assert lease.state is LeaseState.LOST
+    assert held < told[0] <= lost
+    async with world.block(world.locks.lock("k", timeout=0)):
+        pass
+
+
+@running
+async def test_whoever_waits_gets_the_lock_when_it_comes_free(world, clock):
+    """Not at the end of the advance."""
+    clock.autojump_threshold = math.inf
+    began = clock.now()
+    holder = await world.acquire(world.locks.lock("k", ttl=10, renew=False))
+    task = world.start(lambda: world.acquire(world.locks.lock("k", ttl=5)))
+    await world.queued("k", 1)
+    await world.advance(clock, 300)
+    assert task.done
+    lease = await task.result()
+    assert holder.state is LeaseState.LOST
+    assert lease.acquired_at - began == pytest.approx(9.898)
+    assert lease.state is LeaseState.HELD
+    await world.release(lease)
+
+
+@running
+async def test_those_that_give_up_have_done_so(world, clock):
+    clock.autojump_threshold = math.inf
+    async with world.block(world.locks.lock("k")):
+        tasks = [world.start(partial(world.acquire, world.locks.lock("k", timeout=60 * n))) for n in (1, 2)]
+        await world.queued("k", 2)
+        await world.advance(clock, 90)
+        await world.queued("k", 1)
+        with pytest.raises(AcquireTimeout, match="in 60 s"):
+            await tasks[0].result()
+        assert not tasks[1].done
+        await world.advance(clock, 30)
+        with pytest.raises(AcquireTimeout):
+            await tasks[1].result()
+
+
+@running
+async def test_a_loss_cancels_the_block_of_another_task(async_world, clock):
+    cancelled = []
+
+    async def pay() -> None:
+        async with async_world.locks.lock("k", ttl=10, renew=False):
+            try:
+                await anyio.sleep(PATIENCE)
+            except BaseException:
+                cancelled.append(clock.now())
+                raise
+
+    task = async_world.start(pay)
+    await async_world.until(lambda: async_world.locks.inspect("k").holder)
+    await clock.advance_async(9)
+    assert cancelled == []
+    await clock.advance_async(1)
+    assert len(cancelled) == 1
+    with pytest.raises(LockLost):
+        await task.result()
+
+
+@pytest.mark.parametrize("loop", COLOURS[1:])
+def test_another_threads_event_loop_takes_part(locks, clock, loop):
+    clock.autojump_threshold = math.inf
+    with locks.lock("k", ttl=10), anyio.from_thread.start_blocking_portal(loop) as portal:
+        future = portal.start_task_soon(locks.lock("k", timeout=60).acquire_async)
+        while not locks.inspect("k").waiters:
+            time.sleep(0.001)
+        clock.advance(59)
+        assert not future.done()
+        clock.advance(1)
+        with pytest.raises(AcquireTimeout):
+            future.result(PATIENCE)
+
+
+def test_any_thread_may_move_it(locks, clock):
+    lease = locks.lock("k", ttl=10, renew=False).acquire()
+    threads = [threading.Thread(target=clock.advance, args=[n]) for n in (5, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lease.state is LeaseState.LOST
+
+
+@pytest.mark.parametrize("seconds", [-1, math.inf, math.nan])
+def test_the_time_goes_forward(clock, seconds):
+    with pytest.raises(ValueError, match="goes forward"):
+        clock.advance(seconds)
+
+
+# The clock, moved by those who wait.
+
+
+@running
+async def test_a_timeout_takes_no_time(world, clock):
+    """Those who hold the lock and wait for it are one and the same here."""
+    began, really = clock.now(), time.monotonic()
+    async with world.block(world.locks.lock("k", ttl=30)) as lease:
+        with pytest.raises(AcquireTimeout, match=r"in 3.6e\+03 s"):
+            await world.acquire(world.locks.lock("k"), timeout=3600)
+        assert lease.state is LeaseState.HELD
+    assert clock.now() - began == pytest.approx(3600)
+    assert time.monotonic() - really < PATIENCE
+
+
+@running
+async def test_a_task_that_waits_jumps_too(world, clock):
+    async with world.block(world.locks.lock("k")):
+        tasks = [world.start(partial(world.acquire, world.locks.lock("k", timeout=60 * n))) for n in (1, 2)]
+        for task in tasks:
+            with pytest.raises(AcquireTimeout):
+                await task.result()
+
+
+@running
+async def test_a_jump_goes_no_further_than_the_end_of_the_holder(world, clock):
+    began = clock.now()
+    holder = await world.acquire(world.locks.lock("k", ttl=10, renew=False))
+    lease = await world.acquire(world.locks.lock("k", timeout=3600))
+    assert holder.state is LeaseState.LOST
+    assert lease.acquired_at - began == pytest.approx(9.898)
+    await world.release(lease)
+
+
+@running
+async def test_a_holder_that_is_about_to_release_is_waited_for(world, clock):
+    clock.autojump_threshold = 5.0
+    began = clock.now()
+    lease = await world.acquire(world.locks.lock("k"))
+    task = world.start(lambda: world.acquire(world.locks.lock("k", timeout=60)))
+    await world.queued("k", 1)
+    await world.sleep(0.02)
+    await world.release(lease)
+    await world.release(await task.result())
+    assert clock.now() == began
+
+
+@running
+async def test_the_first_to_give_up_lets_the_next_one_go_on(world, clock):
+    """It released what the other one waited for."""
+    clock.autojump_threshold = 0.02
+    began = clock.now()
+
+    async def first() -> None:
+        async with world.block(world.locks.lock("a")):
+            with pytest.raises(AcquireTimeout):
+                await world.acquire(world.locks.lock("k"), timeout=60)
+
+    async with world.block(world.locks.lock("k")):
+        task = world.start(first)
+        await world.until(lambda: world.locks.inspect("a").holder)
+        async with world.block(world.locks.lock("a", timeout=3600)):
+            assert clock.now() - began == pytest.approx(60)
+        await task.result()
+
+
+@pytest.mark.parametrize(("threshold", "timeout"), [(math.inf, 60), (0.01, None)])
+@running
+async def test_nobody_jumps_unasked_or_without_a_timeout(world, clock, threshold, timeout):
+    clock.autojump_threshold = threshold
+    began = clock.now()
+    lease = await world.acquire(world.locks.lock("k"))
+    task = world.start(lambda: world.acquire(world.locks.lock("k", timeout=timeout)))
+    await world.queued("k", 1)
+    await world.sleep(0.1)
+    assert clock.now() == began
+    await world.release(lease)
+    await world.release(await task.result())
+
+
+@running
+async def test_a_store_that_breaks_while_we_wait_is_an_error_all_the_same(world, clock):
+    clock.autojump_threshold = 0.01
+    tap = Tap(world.locks._backend)
+    with Manager(tap) as manager:
+        async with world.block(world.locks.lock("k")):
+            tap.after["watch"] = lambda: tap.before.update(acquire=tap.down)
+            with pytest.raises(BackendUnavailable):
+                await world.acquire(manager.lock("k"), timeout=3600)
+
+
+# Its beginning and its end.
+
+
+def test_real_time_is_back_at_the_end():
+    real = _clock.now
+    names, managers = vars(core_acquire).copy(), vars(_manager).copy()
+    with VirtualClock() as clock:
+        assert vars(core_acquire)["now"]() == _clock.now() == now() == clock.now()
+        assert vars(_manager) != managers
+    assert _clock.now is now is real
+    assert vars(core_acquire) == names
+    assert vars(_manager) == managers
+
+
+def test_what_is_imported_meanwhile_gets_the_real_time_back(tmp_path, monkeypatch):
+    (tmp_path / "backend_from_elsewhere.py").write_text("from distlock.backends.base import now\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with VirtualClock() as clock:
+        backend = importlib.import_module("backend_from_elsewhere")
+        assert backend.now() == clock.now()
+    assert backend.now is _clock.now is now
+
+
+def test_there_is_one_clock():
+    with VirtualClock(), pytest.raises(RuntimeError, match="runs already"), VirtualClock():
+        pass
+    with VirtualClock() as clock:
+        pass
+    with pytest.raises(RuntimeError, match="does not run"):
+        clock.advance(1)
+
+
+def test_leases_that_outlive_the_clock_are_lost(locks):
+    exits = ExitStack()
+    clock = exits.enter_context(VirtualClock())
+    lease = locks.lock("k").acquire()
+    clock.advance(3600)
+    with pytest.warns(UserWarning, match="left open.*'k'"):
+        exits.close()
+    assert lease.state is LeaseState.LOST
+    locks.lock("k").acquire(timeout=0).release()
+    with pytest.raises(LockLost, match="virtual clock"):
+        lease.release()
+
+
+def test_a_manager_goes_on_in_real_time(locks):
+    with VirtualClock() as clock, locks.lock("k"):
+        clock.advance(3600)
+    with locks.lock("k", ttl=0.5) as lease:
+        time.sleep(0.8)
+        lease.ensure_held()
+
+
+def test_whoever_waits_goes_on_waiting_in_real_time(locks):
+    got = []
+
+    def wait() -> None:
+        with locks.lock("k") as lease:
+            got.append(lease.token)
+
+    exits = ExitStack()
+    exits.enter_context(VirtualClock())
+    lease = locks.lock("k").acquire()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not locks.inspect("k").waiters:
+        time.sleep(0.001)
+    with pytest.warns(UserWarning, match="left open"):
+        exits.close()
+    assert lease.state is LeaseState.LOST
+    thread.join(PATIENCE)
+    assert len(got) == 1
