@@ -126,6 +126,13 @@ def test_a_lost_lease_is_not_called_left_open():
         lose(lease)
 
 
+def test_a_lease_that_was_dropped_is_not_called_left_open_too():
+    with in_memory() as locks:
+        lease = locks.lock("k").acquire()
+        with pytest.warns(ResourceWarning, match="dropped"):
+            del lease
+
+
 # Losing a lease.
 
 
@@ -310,6 +317,17 @@ async def test_a_loss_cancels_the_block_of_another_task(async_world, clock):
         await task.result()
 
 
+@running
+async def test_whoever_asked_in_vain_hears_of_the_next_release(world, clock):
+    clock.autojump_threshold = math.inf
+    lease = await world.acquire(world.locks.lock("k", ttl=30))
+    task = world.start(lambda: world.acquire(world.locks.lock("k")))
+    await world.queued("k", 1)
+    await world.advance(clock, 30)  # when it would be free if it had not been renewed
+    await world.release(lease)
+    await world.release(await task.result())
+
+
 @pytest.mark.parametrize("loop", COLOURS[1:])
 def test_another_threads_event_loop_takes_part(locks, clock, loop):
     clock.autojump_threshold = math.inf
@@ -393,17 +411,61 @@ async def test_the_first_to_give_up_lets_the_next_one_go_on(world, clock):
     clock.autojump_threshold = 0.02
     began = clock.now()
 
+    holding = threading.Event()
+
     async def first() -> None:
         async with world.block(world.locks.lock("a")):
+            holding.set()
             with pytest.raises(AcquireTimeout):
                 await world.acquire(world.locks.lock("k"), timeout=60)
 
     async with world.block(world.locks.lock("k")):
         task = world.start(first)
-        await world.until(lambda: world.locks.inspect("a").holder)
+        await world.until(holding.is_set)
         async with world.block(world.locks.lock("a", timeout=3600)):
             assert clock.now() - began == pytest.approx(60)
         await task.result()
+
+
+@running
+async def test_what_a_loss_sets_off_comes_before_the_next_jump(world, clock):
+    """Its callback releases what the other one waits for."""
+    clock.autojump_threshold = 1.0
+    began = clock.now()
+    kept = world.locks.lock("k").acquire()
+
+    def release() -> None:
+        time.sleep(0.05)
+        kept.release()
+
+    short = world.locks.lock("short", ttl=10, renew=False).acquire()
+    short.on_lost(release)
+    async with world.block(world.locks.lock("k", timeout=3600)):
+        assert clock.now() - began == pytest.approx(9.898)
+    assert short.state is LeaseState.LOST
+
+
+def test_nobody_jumps_while_the_test_moves_the_time(locks, clock):
+    clock.autojump_threshold = 0.0
+    began = clock.now()
+    seen: list[float] = []
+
+    def wait() -> None:
+        with suppress(AcquireTimeout):
+            locks.lock("k", timeout=3600).acquire()
+
+    def look() -> None:
+        waiter.start()
+        time.sleep(0.1)  # it would be over by now
+        seen.append(clock.now() - began)
+
+    waiter = threading.Thread(target=wait)
+    with locks.lock("k"):
+        short = locks.lock("short", ttl=10, renew=False).acquire()
+        short.on_lost(look)
+        clock.advance(20)
+        waiter.join(PATIENCE)
+    assert seen == [pytest.approx(9.898)]
 
 
 @pytest.mark.parametrize(("threshold", "timeout"), [(math.inf, 60), (0.01, None)])

@@ -104,11 +104,6 @@ class Watchdog:
             hold.disown()
         self._reset()
 
-    def nudge(self) -> None:
-        """Has the thread look again, if there is one."""
-        if self._thread is not None:
-            self._nudge()
-
     def _nudge(self) -> None:
         with self._mutex:
             self._nudged = True

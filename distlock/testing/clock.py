@@ -41,7 +41,7 @@ class VirtualClock:
 
     def __init__(self, autojump_threshold: float = 0.1) -> None:
         self.autojump_threshold: float = autojump_threshold
-        """Real seconds, as trio's `MockClock` has them. Read before each turn."""
+        """Real seconds, as trio's `MockClock` has them. To be set before the waiting begins."""
         self._now = 0.0
         self._exits = ExitStack()
         self._stepping = threading.Lock()
@@ -115,7 +115,6 @@ class VirtualClock:
         self._now = max(self._now, min([target, *(event for event in events if event > self._now)]))
         for watchdog in watchdogs:
             watchdog.look()
-            watchdog.look()  # what the first one ended is given back to the store
         self._waiters.rouse(self._now)
         if any(hold.ended for hold in holds):
             self._waiters.stir()
@@ -141,8 +140,6 @@ class VirtualClock:
                 self._step(self._now)  # the stores hear of it
         finally:
             self._exits.close()
-            for manager in managers:
-                manager._watchdog.nudge()  # it sleeps by the other clock
         if left:
             warnings.warn(left, stacklevel=2)
 
