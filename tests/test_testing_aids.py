@@ -20,7 +20,7 @@ import pytest
 import distlock
 from distlock import AcquireTimeout, BackendUnavailable, LeaseState, LockLost, Manager, NotHeld, _clock, _manager
 from distlock._core import acquire as core_acquire
-from distlock.backends.base import now
+from distlock.backends.base import Claim, now
 from distlock.testing import Tap, VirtualClock, in_memory, lose
 from distlock.testing.colours import COLOURS, PATIENCE, Colour
 
@@ -328,6 +328,17 @@ async def test_whoever_asked_in_vain_hears_of_the_next_release(world, clock):
     await world.release(await task.result())
 
 
+@running
+async def test_advance_does_not_wait_for_the_loop_that_waits_for_it(async_world, clock):
+    clock.autojump_threshold = math.inf
+    async with async_world.locks.lock("k"):
+        task = async_world.start(lambda: async_world.acquire(async_world.locks.lock("k", timeout=60)))
+        await async_world.queued("k", 1)
+        clock.advance(60)
+        with pytest.raises(AcquireTimeout):
+            await task.result()
+
+
 @pytest.mark.parametrize("loop", COLOURS[1:])
 def test_another_threads_event_loop_takes_part(locks, clock, loop):
     clock.autojump_threshold = math.inf
@@ -408,7 +419,7 @@ async def test_a_holder_that_is_about_to_release_is_waited_for(world, clock):
 @running
 async def test_the_first_to_give_up_lets_the_next_one_go_on(world, clock):
     """It released what the other one waited for."""
-    clock.autojump_threshold = 0.02
+    clock.autojump_threshold = 0.5
     began = clock.now()
 
     holding = threading.Event()
@@ -418,6 +429,7 @@ async def test_the_first_to_give_up_lets_the_next_one_go_on(world, clock):
             holding.set()
             with pytest.raises(AcquireTimeout):
                 await world.acquire(world.locks.lock("k"), timeout=60)
+            await world.sleep(0.05)
 
     async with world.block(world.locks.lock("k")):
         task = world.start(first)
@@ -565,3 +577,16 @@ def test_whoever_waits_goes_on_waiting_in_real_time(locks):
     assert lease.state is LeaseState.LOST
     thread.join(PATIENCE)
     assert len(got) == 1
+
+
+@running
+async def test_whoever_waits_gives_up_in_real_time(world):
+    tap = Tap(world.locks._backend)
+    tap.backend.acquire(Claim("someone's", "k", ttl=300.0, wait=False), math.inf)
+    with Manager(tap) as manager:
+        with VirtualClock(autojump_threshold=math.inf):
+            task = world.start(lambda: world.acquire(manager.lock("k", timeout=0.3)))
+            await world.queued("k", 1)
+        with pytest.raises(AcquireTimeout):
+            await task.result()
+    assert tap.calls["acquire"] < 10
