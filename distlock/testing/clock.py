@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from types import ModuleType
 
 from .. import ConfigurationError, Manager, _clock, _manager
@@ -62,29 +62,35 @@ class VirtualClock:
         due has not come to its end in 10 real seconds.
         """
         here = _loop()
-        for _ in self._steps(seconds):
-            if not self._waiters.settle(here):
-                raise _late()
-            join_callbacks()
+        with closing(self._steps(seconds)) as steps:
+            for _ in steps:
+                if not self._waiters.settle(here):
+                    raise _late()
+                join_callbacks()
 
     async def advance_async(self, seconds: float) -> None:
         """`advance` for asyncio and trio: the tasks of this event loop take part.
 
         A block that is cancelled for a loss has been told so; what its clean-up awaits may go on for longer.
+        Cancelled itself, it stops where it is.
         """
+        with closing(self._steps(seconds)) as steps:
+            for stirs in steps:
+                await self._settled(stirs)
+
+    async def _settled(self, stirs: int) -> None:
         from anyio import sleep
 
-        for stirs in self._steps(seconds):
-            until = time.monotonic() + SETTLING
-            for turn in itertools.count(1):
-                await sleep(0 if turn < 50 else 0.001)
-                if time.monotonic() > until:
-                    raise _late()
-                # A cancellation takes a few turns of the loop to arrive.
-                if (turn >= 10 or stirs == self._waiters.stirs) and not (self._waiters.busy(None) or callbacks()):
-                    break
+        until = time.monotonic() + SETTLING
+        for turn in itertools.count(1):
+            await sleep(0 if turn < 50 else 0.001)
+            if time.monotonic() > until:
+                raise _late()
+            # A cancellation takes a few turns of the loop to arrive.
+            if (turn >= 10 or stirs == self._waiters.stirs) and not (self._waiters.busy(None) or callbacks()):
+                return
 
-    def _steps(self, seconds: float) -> Iterator[int]:
+    def _steps(self, seconds: float) -> Generator[int, None, None]:
         """Step by step, with time to settle before the first and after each. Gives the stirs before the step."""
         if not 0 <= seconds < math.inf:
             raise ValueError(f"the time goes forward, by a finite number of seconds, not by {seconds!r}")
