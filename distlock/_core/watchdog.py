@@ -53,6 +53,7 @@ class Watchdog:
         # a Condition's `with` is Python, in the middle of which Ctrl-C would leave it locked for ever.
         self._mutex = threading.RLock()
         self._changed = threading.Condition(self._mutex)
+        self._looking = threading.Lock()
         self._failing = False
         self._nudged = False
         self._next_look = math.inf
@@ -129,25 +130,30 @@ class Watchdog:
                 if now() >= self._alarm:
                     self._alarm = math.inf
                 closing = self._closing
-            pause = self._look(closing)
+            pause = self.look(closing)
             if closing:
                 return
             with self._mutex:
-                self._next_look = max(min(self._next_event(), self._alarm), now() + pause)
+                self._next_look = max(min(self.next_event(), self._alarm), now() + pause)
 
-    def _look(self, closing: bool) -> float:
-        """Does what is due. The seconds to leave alone what went wrong: the thread must outlive all of it."""
-        try:
-            self._announce()
-            self._renew_due()
-            self._do_chores(force=closing)
-            self._announce()
-        except Exception:
-            log.exception("keeping leases alive met a bug in distlock or its backend, and goes on")
-            return SHORTEST_REQUEST
-        return 0.0
+    def look(self, closing: bool = False) -> float:
+        """Does what is due. The seconds to leave alone what went wrong: the thread must outlive all of it.
 
-    def _next_event(self) -> float:
+        One look at a time: a test that moves the clock looks from where it is.
+        """
+        with self._looking:
+            try:
+                self._announce()
+                self._renew_due()
+                self._do_chores(force=closing)
+                self._announce()
+            except Exception:
+                log.exception("keeping leases alive met a bug in distlock or its backend, and goes on")
+                return SHORTEST_REQUEST
+            return 0.0
+
+    def next_event(self) -> float:
+        """When there is something to do next."""
         events = [min(hold.renew_at, hold.deadline) for hold in self.holds]
         events += [chore.next_try for chore in list(self._chores.values())]
         return min(events, default=math.inf)
