@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,15 @@ class BaseLease:
         if self._done:
             raise NotHeld(f"the lease of {self.key!r} was released", key=self.key, backend=self.backend)
         return _release.ensure_held(self._hold, at_least, self._line.address)
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """Open files that keep the lock for as long as any process has them open: file locks have one, others none.
+
+        For ``pass_fds`` of `subprocess`, so that a child that works under the lock keeps others out even if this
+        process dies. `release` ends that, too.
+        """
+        return self._watchdog._backend.descriptors(self._hold.grant)
 
     def on_lost(self, callback: Callable[[], object]) -> None:
         """Calls ``callback`` once, in a thread of its own, as soon as loss is certain: before the store lets

@@ -29,6 +29,8 @@ ANYWHERE = "/tmp/"  # noqa: S108 - and this for the test's own folder
 FENCE = re.compile(r"^( *)(```+)([^\n`]*)\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\w+\.py)\n")
 TEST = re.compile(r"^(async )?def test_", re.MULTILINE)
+NO_LOOPS = ("-p", "no:asyncio", "-p", "no:trio")
+"""Plugins that are here for other tests; each would have a word to say on the page's own event loops."""
 PRINTS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -95,7 +97,7 @@ def _run(block: Block, page: str, namespace: dict[str, object]) -> str:
 
 def _tested(code: str, name: str) -> str:
     Path(name).write_text(code, encoding="utf-8")
-    report = _output(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", name)
+    report = _output(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *NO_LOOPS, name)
     if " passed" not in report or "skipped" in report:
         sys.exit(f"not all tests ran:\n{report}")
     return report

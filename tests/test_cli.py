@@ -189,6 +189,26 @@ def without(package: str, folder: Path) -> str:
     return os.pathsep.join([str(folder), str(ROOT)])
 
 
+CTRL_C_AT_IMPORT = """
+import builtins, os, signal, sys
+import _distlock_main
+imported = builtins.__import__
+def interrupted(name, *rest, **more):
+    if name == WHERE:
+        os.kill(os.getpid(), signal.SIGINT)
+    return imported(name, *rest, **more)
+builtins.__import__ = interrupted
+_distlock_main.main()
+"""
+
+
+@pytest.mark.parametrize(("where", "status"), [("distlock.cli", -signal.SIGINT), ("typer", 130)])
+def test_ctrl_c_while_it_is_being_imported_is_no_error(env, where, status):
+    command = [sys.executable, "-c", CTRL_C_AT_IMPORT.replace("WHERE", repr(where)), "--version"]
+    done = subprocess.run(command, env=untraced(env), capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "status"), [("typer", "cli", 1), ("rich", "cli", 1), ("redis", "redis", 64)]
 )

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 import distlock
+from distlock.cli import _guard
 
 from .children import untraced
 from .proxy import FaultProxy
@@ -151,6 +153,8 @@ def test_a_lock_that_is_taken_is_75(start, env, tmp_path, options):
         [],
         ["k"],
         ["k", "--"],
+        ["k", "true"],
+        ["k", "printf", "--", "-n"],
         ["k", "--frobnicate", "--", "true"],
         ["k", "--ttl", "0.5", "--", "true"],
         ["k", "--ttl", "nan", "--", "true"],
@@ -196,21 +200,46 @@ def test_signals_go_to_the_command(start, tmp_path, name):
     assert finished(process)[:2] == (5, f"{name}\n")
 
 
-def test_what_is_ignored_stays_ignored_and_nothing_else_is(start):
-    def masks(**more: Any) -> tuple[int, int]:
-        out = finished(start("k", "--", "cat", "/proc/self/status", **more))[1]
-        return int(re.findall(r"SigBlk:\s*(\w+)", out)[0], 16), int(re.findall(r"SigIgn:\s*(\w+)", out)[0], 16)
-
-    def ignoring(number: int) -> int:
-        return 1 << (number - 1)
-
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_command_finds_what_it_would_find_without(start, env, tmp_path, nohup):
+    """Signals, open files, the environment but for what it is told, limits."""
+    script = """
+        grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd; umask; ulimit -n
+        env | grep -v -e DISTLOCK -e LC_CTYPE | sort
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
-        under_nohup = masks()
+        with open(tmp_path / "given", "w") as given:
+            more: dict[str, Any] = {
+                "pass_fds": [given.fileno()],
+                "stdin": subprocess.DEVNULL,
+                "stderr": subprocess.DEVNULL,
+            }
+            plain = subprocess.check_output(["sh", "-c", script], env=env, cwd=tmp_path, text=True, **more)
+            assert finished(start("k", "--", "sh", "-c", script, **more))[1] == plain
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert under_nohup == (0, ignoring(signal.SIGHUP))
-    assert masks() == (0, 0)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_it_runs_with_what_it_is_given(env, tmp_path, closed):
+    """cron and daemons close what they do not need."""
+
+    def status(command: str) -> int:
+        line = f'"$PY" -m distlock run {command} {closed}'
+        env["PY"] = sys.executable
+        return subprocess.run(["sh", "-c", line], env=env, cwd=tmp_path, timeout=TIMEOUT, check=False).returncode
+
+    assert status("k -- sh -c 'echo ran > ran; exit 3'") == 3
+    assert (tmp_path / "ran").read_text() == "ran\n"
+    with distlock.connect(env["DISTLOCK_URL"]) as locks, locks.lock("k"):
+        assert status("k -n -- true") == 75
+
+
+def test_a_script_that_does_not_say_whose_it_is_is_the_shells(start, tmp_path):
+    (tmp_path / "script").write_text("echo $0 $1\n")
+    (tmp_path / "script").chmod(0o755)
+    assert finished(start("k", "--", "./script", "one")) == (0, "./script one\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -243,7 +272,7 @@ exit 3
 def test_what_it_leaves_in_the_background_ends_with_it(start, tmp_path):
     """Else it would go on without the lock. What has left the group, as daemons do, has left on purpose."""
     (tmp_path / "pids").touch()
-    process = start("k", "--ttl", "5", "--grace", "0.2", "--", "sh", "-c", LEAVER, stdout=subprocess.DEVNULL)
+    process = start("k", "--ttl", "300", "--grace", "0.2", "--", "sh", "-c", LEAVER, stdout=subprocess.DEVNULL)
     assert process.wait(TIMEOUT) == 3
     left = alive([int(line) for line in (tmp_path / "pids").read_text().split()])
     try:
@@ -256,7 +285,14 @@ def test_what_it_leaves_in_the_background_ends_with_it(start, tmp_path):
 # The end of the lease.
 
 
-ENDS = ["the line is dead", "run is killed", "run is stopped", "the guard is killed", "it is ended by force"]
+ENDS = [
+    "the line is dead",
+    "run is killed",
+    "run is stopped",
+    "the guard is killed",
+    "the guard is stopped",
+    "it is ended by force",
+]
 
 
 @pytest.mark.parametrize("how", ENDS)
@@ -266,19 +302,9 @@ def test_nothing_of_the_command_outlives_the_lease(start, tmp_path, how):
         process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", STUBBORN)
         pids = [int(line) for line in wait_for(tmp_path / "all-pids").split()]
         assert len(alive(pids)) == 5
-        holder = locks.inspect("k").holder
-        assert holder is not None
         guard = psutil.Process(process.pid).children()[0]
-        if how == "the line is dead":
-            proxy.pause()
-        elif how == "run is killed":
-            process.kill()
-        elif how == "run is stopped":
-            process.send_signal(signal.SIGSTOP)
-        elif how == "the guard is killed":
-            guard.kill()
-        else:
-            assert locks.force_release("k", token=holder.token or 0)
+        hurt(how, process, guard, locks, proxy)
+        if how == "it is ended by force":  # the store does not wait for the holder
             wait_until(lambda: process.poll() is not None)
         with locks.lock("k", timeout=TIMEOUT):
             assert alive(pids) == []
@@ -287,14 +313,90 @@ def test_nothing_of_the_command_outlives_the_lease(start, tmp_path, how):
         if how != "run is killed":
             code, _, err = finished(process)
             assert code == 70
-            assert re.search(r"^distlock: the (command was ended|guard of the command was killed)", err, re.MULTILINE)
+            assert re.search(r"^distlock: the (command was ended|guard of the command)", err, re.MULTILINE)
         assert alive([guard.pid]) == []
 
 
+def hurt(how: str, process: Any, guard: Any, locks: distlock.Manager, proxy: FaultProxy | None = None) -> None:
+    if how in ("the line is dead", "the guard is stopped"):
+        if how == "the guard is stopped":
+            guard.suspend()
+        assert proxy is not None
+        proxy.pause()
+    elif how == "run is killed":
+        process.kill()
+    elif how == "run is stopped":
+        process.send_signal(signal.SIGSTOP)
+    elif how == "the guard is killed":
+        guard.kill()
+    else:
+        holder = locks.inspect("k").holder
+        assert holder is not None
+        assert locks.force_release("k", token=holder.token or 0)
+
+
+@pytest.mark.parametrize("how", ["run is killed", "the guard is killed", "it is ended by force"])
+def test_nor_where_the_kernel_frees_the_lock_of_the_dead(start, env, tmp_path, how):
+    """The guard has the lock file open as well, until nothing of the command is left."""
+    with distlock.connect(env["DISTLOCK_URL"]) as locks:
+        process = start("k", "--ttl", str(TTL), "--", "sh", "-c", STUBBORN)
+        pids = [int(line) for line in wait_for(tmp_path / "all-pids").split()]
+        hurt(how, process, psutil.Process(process.pid).children()[0], locks)
+        if how == "run is killed":
+            process.wait()
+            assert "pid" in str(locks.inspect("k").holder)
+        with locks.lock("k", timeout=TIMEOUT):
+            assert alive(pids) == []
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_command_whose_run_is_killed_is_told_at_once(start, tmp_path, stopped):
+    script = "echo $$ > pid; kill -STOP $$; sleep 1000" if stopped else "echo $$ > pid; exec sleep 1000"
+    process = start("k", "--ttl", "300", "--", "sh", "-c", script)
+    pid = int(wait_for(tmp_path / "pid"))
+    if stopped:
+        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    process.kill()
+    wait_until(lambda: alive([pid]) == [])
+
+
+def test_when_both_are_killed_the_kernel_ends_the_command(start, tmp_path):
+    process = start("k", "--ttl", "300", "--", "sh", "-c", "trap '' TERM; echo $$ > pid; while :; do sleep 0.1; done")
+    pid = int(wait_for(tmp_path / "pid"))
+    guard = psutil.Process(process.pid).children()[0]
+    process.send_signal(signal.SIGSTOP)
+    guard.kill()
+    process.kill()
+    wait_until(lambda: alive([pid]) == [])
+
+
+def test_a_command_does_not_begin_after_its_lease(start, env, tmp_path):
+    """It was stopped in between, for too long."""
+    with distlock.connect("memory://") as locks, locks.lock("k") as lease:
+        late = _guard.now() - 1
+        ours, theirs = socket.socketpair()
+        arguments = [theirs.fileno(), -1, 0, "", 1, late, late + 1, "touch", tmp_path / "ran"]
+        subprocess.run([sys.executable, _guard.__file__, *map(str, arguments)], pass_fds=[theirs.fileno()], check=True)
+        theirs.close()
+        assert ours.recv(100) == b"ending\n"
+        ours.close()
+        assert lease.descriptors == ()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_lease_that_was_lost_unnoticed_is_said_to_be_so(start, env, tmp_path):
+    process = start("k", "--ttl", "300", "--", "sh", "-c", "echo > ready; read line", stdin=subprocess.PIPE)
+    wait_for(tmp_path / "ready")
+    for file in (tmp_path / "locks" / "default").glob("k.lock"):
+        file.unlink()
+    assert "is lost" in process.communicate("\n", timeout=TIMEOUT)[1]
+    assert process.returncode == 70
+
+
 def test_a_command_has_time_to_tidy_up_before_the_end(start, tmp_path):
-    tidy = "trap 'echo tidy > tidied; exit 0' TERM; echo > ready; while :; do sleep 0.01; done"
+    tidy = "trap 'sleep 0.5; echo tidy > tidied; exit 0' TERM; echo > ready; while :; do sleep 0.01; done"
     with RedisServer() as server, FaultProxy(server.address) as proxy:
-        process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", tidy)
+        process = start("k", "--ttl", "8", "--grace", "2", "--url", proxy.url, "--", "sh", "-c", tidy)
         wait_for(tmp_path / "ready")
         proxy.pause()
         assert finished(process)[0] == 70  # its own status is no success
@@ -388,6 +490,30 @@ def test_ctrl_c_ends_the_shells_loop_too(shell):
     shell.type("echo next\n")
     shell.expect("next\r\n")
     assert "begun" not in shell.shown
+
+
+def test_a_pipeline_keeps_its_terminal(shell):
+    """less, for one, would be stopped if the command had it."""
+    shell.type(f"{RUN} sh -c 'echo one; sleep 0.1' | sh -c 'cat; read x < /dev/tty; echo got $x'\n")
+    shell.expect("one\r\n")
+    shell.type("this\n")
+    shell.expect("got this\r\n")
+    shell.type(f"echo piped | {RUN} sh -c 'cat; read x < /dev/tty; echo got $x' | cat\n")
+    shell.expect("piped\r\n")
+    shell.type("that\n")
+    shell.expect("got that\r\n")
+
+
+def test_ctrl_z_while_it_waits_for_the_lock(shell, env):
+    with distlock.connect(env["DISTLOCK_URL"]) as locks:
+        with locks.lock("k"):
+            shell.type(f"{RUN} echo entered\n")
+            shell.expect("waiting for 'k'")
+            shell.type("\x1a")
+            shell.expect("Stopped")
+            shell.expect("READY> ")
+        shell.type("fg\n")
+        shell.expect("\nentered\r\n")
 
 
 def test_ctrl_z_and_fg(shell):

@@ -100,6 +100,7 @@ async def extend(line: Line, hold: Hold, ttl: float, watchdog: Watchdog) -> None
         watchdog.keep(hold)
     elif renewal.state is LeaseState.LOST:
         hold.lose(GONE)
+        watchdog.give_up(hold.grant.claim, in_flight=False)
     else:
         raise BackendUnavailable(
             f"the store did not say whether it has extended {grant.claim.key!r} [{line.address}]",

@@ -186,6 +186,8 @@ class Watchdog:
             elif renewal.state is LeaseState.LOST:
                 self._holds.discard(hold)
                 hold.vanished()
+                # Where the store cannot take a lock away, it is given up now that the loss is known.
+                self.give_up(hold.grant.claim, in_flight=False)
             else:
                 hold.in_doubt(now() + max(SHORTEST_REQUEST, min(before.claim.ttl / 20, 0.5)))
 

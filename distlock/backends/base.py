@@ -157,6 +157,10 @@ class SyncBackend(ABC):
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         """The locks in use whose names start with ``prefix``, in no order."""
 
+    def descriptors(self, grant: Grant) -> Sequence[int]:
+        """Open files that keep the lock for as long as any process has them open; none, if nothing does."""
+        return ()
+
     def close(self) -> None:  # noqa: B027 - there may be nothing to end
         """Ends connections and threads. Claims that are still open are the caller's to end before."""
 

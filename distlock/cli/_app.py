@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Optional
 
 import typer
 
 from distlock import (
-    AcquireTimeout,
     BackendError,
     ConfigurationError,
     DistLockError,
-    LockLost,
     Manager,
     Unsupported,
     __version__,
@@ -32,6 +33,7 @@ __all__ = (
     "USAGE",
     "AsJson",
     "Debug",
+    "Key",
     "Namespace",
     "Url",
     "app",
@@ -44,7 +46,7 @@ __all__ = (
 )
 
 # As sysexits(3) has them, but for LOST.
-USAGE, UNAVAILABLE, LOST, BUSY = 64, 69, 70, 75
+USAGE, UNAVAILABLE, LOST, INPUT_OUTPUT, BUSY = 64, 69, 70, 74, 75
 NOTHING_DONE = 1
 INTERRUPTED = 130
 """What a shell reports of a program that Ctrl-C ended: 128 + SIGINT."""
@@ -115,7 +117,8 @@ def printable(text: str) -> str:
 
 def say(message: object) -> None:
     """One line on stderr."""
-    print(f"distlock: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody listens, or the disk is full: no reason to leave anything undone
+        print(f"distlock: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
 
 
 def keys_in_use(context: typer.Context, incomplete: str) -> list[str]:
@@ -125,6 +128,12 @@ def keys_in_use(context: typer.Context, incomplete: str) -> list[str]:
             return [found.key for found in locks.list(incomplete)]
     except Exception:  # noqa: BLE001
         return []
+
+
+Key = Annotated[
+    str,
+    typer.Argument(metavar="KEY", help="The name of the lock.", show_default=False, autocompletion=keys_in_use),
+]
 
 
 @contextmanager
@@ -141,7 +150,9 @@ def store(url: str | None, namespace: str | None, *, op_timeout: float = 5.0) ->
 
 def main() -> int:
     """Runs the command line. The exit status."""
+    _mend_stdio()
     logging.basicConfig(format="distlock: %(message)s", level=logging.WARNING)
+    logging.raiseExceptions = False
     try:
         return app(prog_name="distlock", standalone_mode=False) or 0
     except _UsageError as error:
@@ -149,9 +160,12 @@ def main() -> int:
         say(f"{error.format_message()}{where}")
         return USAGE
     except typer.Abort as end:
-        return INTERRUPTED if isinstance(end.__cause__, KeyboardInterrupt) else NOTHING_DONE
+        return INTERRUPTED if isinstance(end.__context__, KeyboardInterrupt) else NOTHING_DONE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # as `head` does it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except (DistLockError, OSError, ValueError) as error:
         if debugging():
             traceback.print_exc()
@@ -160,10 +174,23 @@ def main() -> int:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, AcquireTimeout):
-        return BUSY
-    if isinstance(error, LockLost):
-        return LOST
-    if isinstance(error, (BackendError, OSError)):
+    if isinstance(error, BackendError):
         return UNAVAILABLE
+    if isinstance(error, OSError):
+        return INPUT_OUTPUT
     return USAGE if isinstance(error, (ConfigurationError, Unsupported, ValueError)) else 1
+
+
+def _mend_stdio() -> None:
+    """What was closed is /dev/null, else it would be the first file that is opened; and every name can be printed."""
+    for fd, name, mode in (0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(fd, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115 - for as long as the program lasts
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -26,16 +26,8 @@ NOT_RUNNABLE, NOT_FOUND = 126, 127
 BRAKE = 0.1
 """Seconds before a command that was stopped in the background, where there is no terminal to read, goes on there."""
 FORWARDED = frozenset(
-    {
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGTERM,
-        signal.SIGTSTP,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    }
-)
+    {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -66,7 +58,9 @@ class Command:
         self._terminal = _Terminal()
         self._pid = 0
         self._status: int | None = None
+        self._errno = 0
         self._ending = False
+        self._interrupted = False
 
     def run(self, command: Sequence[str]) -> int:
         """The exit status, when nothing is left of the command; 128 + n if signal n ended it."""
@@ -75,24 +69,31 @@ class Command:
             guard = self._guard_of(command)
             try:
                 self._lease.on_lost(self._tell_times)
-                self._attend()
+                self._attend(guard)
             finally:
                 self._line.close()
                 guard.wait()
-        if self._pid and self._status is None:
-            self._end_all()
+                if self._status is None and not self._errno:
+                    self._end_all()
+                self._terminal.take_back_from(self._pid)
         return self._exit_status(command[0])
 
     @property
     def interrupted(self) -> bool:
-        """By Ctrl-C at the terminal, which it had to itself."""
-        return self._terminal.given and self._status is not None and self._status & 0x7F == signal.SIGINT
+        """By Ctrl-C at the terminal, as this process has to be, then."""
+        ended_so = self._status is not None and self._status & 0x7F == signal.SIGINT
+        return ended_so and (self._interrupted or self._terminal.was_theirs)
+
+    @property
+    def had_the_terminal(self) -> bool:
+        """So that whoever started this process knows nothing of that Ctrl-C."""
+        return self._terminal.was_theirs
 
     def _guard_of(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        terminal = self._terminal.to_be_given()
-        fds = [self._theirs.fileno(), *([terminal] if terminal >= 0 else [])]
-        self._kill_at, arguments = self._kill_time(), [self._theirs.fileno(), terminal, self._grace]
-        arguments += [self._kill_at - self._grace, self._kill_at]
+        terminal, kept, line = self._terminal.fd, self._lease.descriptors, self._theirs.fileno()
+        self._kill_at = self._kill_time()
+        times = self._grace, self._kill_at - self._grace, self._kill_at
+        arguments = [line, terminal, int(self._terminal.is_ours_alone()), ",".join(map(str, kept)), *times]
         program = [sys.executable, "-I", str(Path(_guard.__file__)), *map(str, arguments), *command]
         told = {
             "DISTLOCK_KEY": self._lease.key,
@@ -102,38 +103,52 @@ class Command:
         # What comes before the guard is ready for it waits: for us, and it is passed on.
         signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
-            return subprocess.Popen(program, pass_fds=fds, env={**os.environ, **told})  # noqa: S603 - as it was told
+            with _inherited([line, *kept, *([terminal] if terminal >= 0 else [])]):
+                # Whatever else was left open for the command is its own, as that of make and of <( ) in a shell.
+                # The folder, lest posix_spawn(3) be used: of glibc, it leaves two signals of its own ignored.
+                return subprocess.Popen(program, close_fds=False, cwd=".", env={**os.environ, **told})  # noqa: S603
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
             self._theirs.close()
 
-    def _attend(self) -> None:
+    def _attend(self, guard: subprocess.Popen[bytes]) -> None:
         """Passes on what there is to pass on, until the guard has gone."""
         unread = b""
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
         while True:
-            if select.select([self._line], [], [], self._period)[0]:
-                try:
+            overdue_at = self._kill_at + self._margin / 2
+            if poll.poll(1000 * min(self._period, max(0.01, overdue_at - _guard.now()))):
+                heard = b""
+                with contextlib.suppress(OSError):
                     heard = self._line.recv(4096)
-                except OSError:
-                    heard = b""
                 if not heard:
                     return
                 *lines, unread = (unread + heard).split(b"\n")
                 for line in lines:
                     self._hear(*line.decode().split())
             self._tell_times()
+            if not self._ending and self._status is None and _guard.now() >= self._kill_at + self._margin / 2:
+                guard.kill()  # it is stopped: it should have said so, and ended the command, before
 
     def _hear(self, word: str, number: str = "0") -> None:
         if word == "started":
             self._pid = int(number)
         elif word == "failed":
-            self._status = -int(number)
+            self._errno = int(number)
         elif word == "ended":
             self._status = int(number)
         elif word == "ending":
             self._ending = True
-        elif word == "stopped" and self._terminal.suspend(self._pid):
-            self._forward(signal.SIGCONT)
+        elif word == "immortal":
+            say("a process of the command may not be ended, as it runs as someone else; it goes on without the lock")
+        elif word == "stopped":
+            self._stopped(int(number))
+
+    def _stopped(self, number: int) -> None:
+        wants_it = number in (signal.SIGTTIN, signal.SIGTTOU)
+        if (wants_it and self._terminal.hand_to(self._pid)) or self._terminal.suspend(self._pid):
+            self._tell(f"signal {int(signal.SIGCONT)}")
 
     def _kill_time(self) -> float:
         """When nothing of the command may be left, timed backwards from the end of what is proven."""
@@ -142,11 +157,16 @@ class Command:
 
     def _tell_times(self) -> None:
         kill_at = self._kill_time()
-        if abs(kill_at - self._kill_at) > self._margin / 10:
-            self._kill_at = kill_at
-            self._tell(f"until {kill_at - self._grace!r} {kill_at!r}")
+        if self._lease.remaining():
+            if abs(kill_at - self._kill_at) <= self._margin / 10:
+                return
+        elif kill_at > self._kill_at:  # it is lost, and that was said
+            return
+        self._kill_at = kill_at
+        self._tell(f"until {kill_at - self._grace!r} {kill_at!r}")
 
     def _forward(self, number: int, frame: FrameType | None = None) -> None:
+        self._interrupted = self._interrupted or (number == signal.SIGINT and self._terminal.fd >= 0)
         self._tell(f"signal {int(number)}")
 
     def _tell(self, message: str) -> None:
@@ -156,8 +176,7 @@ class Command:
     def _end_all(self) -> None:
         """Somebody killed the guard; with it goes the command, but on Linux alone."""
         tree = _guard.Tree(self._pid)
-        while tree.lives():
-            tree.send(signal.SIGKILL)
+        while tree.lives() and tree.send(signal.SIGKILL):
             _guard.reap()
             time.sleep(_guard.SETTLE)
 
@@ -165,13 +184,13 @@ class Command:
         if self._ending:
             say(f"the command was ended, as its lock could no longer be kept: {self._reason()}")
             return LOST
-        if self._status is None:
-            say("the guard of the command was killed, and the command with it")
-            return LOST
-        if not self._pid:
-            error = OSError(-self._status, os.strerror(-self._status))
+        if self._errno:
+            error = OSError(self._errno, os.strerror(self._errno))
             say(f"{name}: {error.strerror}")
             return NOT_FOUND if isinstance(error, (FileNotFoundError, NotADirectoryError)) else NOT_RUNNABLE
+        if self._status is None:
+            say("the guard of the command was killed, or could not guard it, and the command was ended")
+            return LOST
         status = os.waitstatus_to_exitcode(self._status)
         return status if status >= 0 else 128 - status
 
@@ -183,48 +202,71 @@ class Command:
         return f"no renewal of {self._lease.key!r} was answered [{self._lease.backend}]"
 
 
+@contextlib.contextmanager
+def _inherited(fds: Sequence[int]) -> Iterator[None]:
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    try:
+        yield
+    finally:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+
+
 class _Terminal:
     """The controlling terminal, if there is one. A shell waits for this process, so the command, which has a group of
     its own, is stopped and continued as this process is."""
 
     def __init__(self) -> None:
-        self._fd = -1
-        self.given = False
-        """This process is in the foreground, or would be."""
+        self.fd: int = -1
+        self.was_theirs: bool = False
+        """At the end."""
 
     def __enter__(self) -> None:
         with contextlib.suppress(OSError):
-            self._fd = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+            self.fd = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
 
     def __exit__(self, *_: object) -> None:
-        if self.given:
-            self._hand_to(os.getpgrp())
-        if self._fd >= 0:
-            os.close(self._fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
-    def to_be_given(self) -> int:
-        """Its descriptor for the command, if this process is in the foreground; else -1."""
-        with contextlib.suppress(OSError):
-            self.given = self._fd >= 0 and os.tcgetpgrp(self._fd) == os.getpgrp()
-        return self._fd if self.given else -1
+    def is_ours_alone(self) -> bool:
+        """Else the others of a pipeline would find themselves in the background. They are asked only when there is a
+        terminal, and the command gets it later, if it wants it."""
+        return self._is_of(os.getpgrp()) and not any(_guard.companions())
+
+    def hand_to(self, group: int) -> bool:
+        """False: it is not ours to give."""
+        if not self._is_of(os.getpgrp()):
+            return False
+        self._set(group)
+        return True
+
+    def take_back_from(self, group: int) -> None:
+        """The command has ended."""
+        self.was_theirs = self._is_of(group)
+        if self.was_theirs:
+            self._set(os.getpgrp())
 
     def suspend(self, group: int) -> bool:
         """The command was stopped: so is this process, until someone continues it. False: nobody could."""
-        if self._fd < 0:
+        if self.fd < 0:
             return False
-        if self.given:
-            self._hand_to(os.getpgrp())
-        before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        if self._is_of(group):
+            self._set(os.getpgrp())
         os.killpg(0, signal.SIGTSTP)  # to those, too, that the shell started us with; nothing if there is no such shell
-        signal.signal(signal.SIGTSTP, before)
-        if self.to_be_given() >= 0:
-            self._hand_to(group)
-        else:
+        if not self.hand_to(group):
             time.sleep(BRAKE)
         return True
 
-    def _hand_to(self, group: int) -> None:
+    def _is_of(self, group: int) -> bool:
+        with contextlib.suppress(OSError):
+            return self.fd >= 0 and os.tcgetpgrp(self.fd) == group
+        return False
+
+    def _set(self, group: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # as we may be in the background
         with contextlib.suppress(OSError):
-            os.tcsetpgrp(self._fd, group)
+            os.tcsetpgrp(self.fd, group)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})

@@ -1,16 +1,20 @@
 """Starts the command of `distlock run`, and sees to it that it is gone before the lease is.
 
 A process of its own: it is the parent of the command and outlives a `distlock run` that is killed. Run as a file, so
-that it imports nothing of distlock, starts in a moment and stays small. It knows one pipe and two times.
+that it imports nothing of distlock, starts in a moment and stays small. What it knows of the lease is two times, and
+open files that keep the lock, if there are such: they are closed when nothing of the command is left.
 
-usage: _guard.py SOCKET TERMINAL LINGER TERM_AT KILL_AT COMMAND [ARGUMENT…]
+usage: _guard.py SOCKET TERMINAL SHOWN KEPT LINGER TERM_AT KILL_AT COMMAND [ARGUMENT…]
+
+TERMINAL is its descriptor or -1, SHOWN is 1 if the command begins in its foreground, KEPT are those open files.
 
 Told, a line each:  ``until TERM_AT KILL_AT``  the lease was renewed; times of `now`
                     ``signal NUMBER``          for the command
                     the end of the line        `distlock run` is dead: the command is ended
 Tells:              ``started PID``, or ``failed ERRNO``
-                    ``stopped``                the command was, by Ctrl-Z or the like
+                    ``stopped NUMBER``         the command was, by that signal
                     ``ending``                 the lease is about to end, and so is the command
+                    ``immortal``               somebody may not be signalled, and lives on
                     ``ended STATUS``           of wait(2); what else is left of its group is being ended
 """
 
@@ -18,21 +22,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-__all__ = ("SETTLE", "Guard", "Tree", "adopt_orphans", "now", "reap")
+__all__ = ("SETTLE", "TO_GROUP", "Guard", "Tree", "adopt_orphans", "companions", "now", "reap")
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 SETTLE = 0.005
-"""Seconds between two looks at whether those that were killed are gone."""
+"""Seconds between two looks at whether those that were killed are gone; the second one is longer, and so on."""
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 CATCHABLE = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
+TO_GROUP = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT})
+"""What a terminal or a shell sends to a whole group; other signals go to the command alone, as if sent to it."""
 
 
 def now() -> float:
@@ -54,9 +61,10 @@ def adopt_orphans() -> None:
 class Tree:
     """The process group of a command; and on Linux all that descends from this process."""
 
-    def __init__(self, group: int) -> None:
+    def __init__(self, group: int, *, group_only: bool = False) -> None:
+        self.group_only: bool = group_only
         self._group = group
-        self._gone = False
+        self._gone = not group
 
     def group_lives(self) -> bool:
         """Someone of the command's own group is there."""
@@ -71,17 +79,20 @@ class Tree:
 
     def lives(self) -> bool:
         """Anyone is there."""
-        return self.group_lives() or any(True for _ in _descendants())
+        return self.group_lives() or (not self.group_only and any(True for _ in _descendants()))
 
-    def send(self, number: int, *, group_only: bool = False) -> None:
-        """To all of them."""
-        if self.group_lives():
-            with contextlib.suppress(OSError):
-                os.killpg(self._group, number)
-        for pid, group in () if group_only else list(_descendants()):
-            if group != self._group:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, number)
+    def send(self, number: int) -> bool:
+        """To all of them. False: some may not be signalled."""
+        others = [] if self.group_only else [pid for pid, group in _descendants() if group != self._group]
+        allowed = True
+        for pid in [*([-self._group] if self.group_lives() else []), *others]:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                allowed = False
+        return allowed
 
 
 def reap() -> Sequence[tuple[int, int]]:
@@ -93,21 +104,32 @@ def reap() -> Sequence[tuple[int, int]]:
     return changes
 
 
-def _descendants() -> Iterator[tuple[int, int]]:
-    """Of this process: pid and group, alive, in no order. See proc(5); nobody where there is no such thing."""
-    found: dict[int, tuple[int, int, bool]] = {}
+def _processes() -> Mapping[int, tuple[int, int]]:
+    """All that live: parent and group by pid. See proc(5); none where there is no such thing."""
+    found: dict[int, tuple[int, int]] = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(name)
                 with open(f"/proc/{pid}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-                found[pid] = int(fields[1]), int(fields[2]), fields[0] not in (b"Z", b"X")
-    me = os.getpid()
-    for pid, (parent, group, alive) in found.items():
+                    state, parent, group = file.read().rpartition(b")")[2].split()[:3]
+                if state not in (b"Z", b"X"):
+                    found[pid] = int(parent), int(group)
+    return found
+
+
+def companions() -> Iterator[int]:
+    """The others of this process's group."""
+    return (pid for pid, (_, group) in _processes().items() if group == os.getpgrp() and pid != os.getpid())
+
+
+def _descendants() -> Iterator[tuple[int, int]]:
+    """Of this process: pid and group, in no order. A zombie has no children: they have been adopted."""
+    found, me = _processes(), os.getpid()
+    for pid, (parent, group) in found.items():
         while parent not in (0, me):
-            parent, _, _ = found.get(parent, (0, 0, False))
-        if parent and alive:
+            parent, _ = found.get(parent, (0, 0))
+        if parent:
             yield pid, group
 
 
@@ -121,27 +143,27 @@ class Guard:
         self._term_at = term_at
         self._kill_at = kill_at
         self._pid = 0
+        self._tree = Tree(0)
         self._over = False
         """The command itself has ended."""
         self._ending = False
         """Those that are left were asked to end: there is no way back."""
-        self._group_only = False
-        """The command ended by itself; what has left its group, as daemons do, may stay."""
+        self._pause = SETTLE
 
-    def run(self, command: Sequence[str], terminal: int, ignored: Collection[int]) -> None:
+    def run(self, command: Sequence[str], terminal: int, *, shown: bool) -> None:
         """Returns when nothing of the command is left."""
+        wrapper = os.getpgid(os.getppid())
+        os.setpgid(0, 0)
+        ignored = _become_deaf()
+        adopt_orphans()
         wake, waker = os.pipe()
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        try:
-            self._pid = spawn(command, terminal, ignored)
-        except OSError as error:
-            self._tell(f"failed {error.errno}")
+        while self._line.fileno() in self._poll(-1, 0.0):
+            self._listen()
+        if not self._start(command, terminal if shown else -1, ignored):
             return
-        _let_go_of_stdio()
-        self._tell(f"started {self._pid}")
-        self._tree = Tree(self._pid)
         while self._is_left():
             self._wait(wake)
             self._look_after_children()
@@ -149,22 +171,42 @@ class Guard:
                 self._tell("ending")
                 self._end()
             if now() >= self._kill_at:
-                self._tree.send(signal.SIGKILL, group_only=self._group_only)
+                self._kill()
+        self._give_back(terminal, wrapper)
+
+    def _start(self, command: Sequence[str], terminal: int, ignored: Collection[int]) -> bool:
+        if self._ending or now() >= self._term_at:
+            self._tell("ending")
+            return False
+        try:
+            self._pid = spawn(command, terminal, ignored, self._term_at)
+        except OSError as error:
+            self._tell("ending" if error.errno == errno.ETIME else f"failed {error.errno}")
+            return False
+        self._tree = Tree(self._pid)
+        self._tell(f"started {self._pid}")
+        return True
 
     def _is_left(self) -> bool:
-        return not self._over or self._tree.group_lives() or (not self._group_only and self._tree.lives())
+        return not self._over or self._tree.lives()
 
     def _wait(self, wake: int) -> None:
         """Until there is something to do."""
         left = (self._kill_at if self._ending else self._term_at) - now()
         if self._ending:  # their last ones need not be children of ours, and end without a sign
-            left = min(left, 0.1)
-        lines: list[int] = [wake] if self._line.fileno() < 0 else [wake, self._line.fileno()]
-        ready, _, _ = select.select(lines, [], [], min(max(left, SETTLE), 3600.0))
+            left = min(left, 0.1) if left > 0 else self._pause
+        ready = self._poll(wake, max(left, SETTLE))
         if wake in ready:
             os.read(wake, 512)
-        if ready not in ([], [wake]):
+        if self._line.fileno() in ready:
             self._listen()
+
+    def _poll(self, wake: int, patience: float) -> set[int]:
+        poll = select.poll()
+        for fd in (wake, self._line.fileno()):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        return {fd for fd, _ in poll.poll(min(patience, 3600.0) * 1000)}
 
     def _listen(self) -> None:
         heard = b""
@@ -177,23 +219,24 @@ class Guard:
         *lines, self._heard = (self._heard + heard).split(b"\n")
         for line in lines:
             word, *rest = line.split()
-            if word == b"signal" and not self._over:
-                with contextlib.suppress(OSError):
-                    os.killpg(self._pid, int(rest[0]))
-            elif word == b"until" and self._ending:
+            if word == b"until" and self._ending:
                 self._kill_at = min(self._kill_at, float(rest[1]))
             elif word == b"until":
                 self._term_at, self._kill_at = float(rest[0]), float(rest[1])
+            elif word == b"signal" and self._pid and not self._over:
+                number = int(rest[0])
+                with contextlib.suppress(OSError):
+                    os.kill(-self._pid if number in TO_GROUP else self._pid, number)
 
     def _look_after_children(self) -> None:
         for pid, status in reap():
             if pid == self._pid and os.WIFSTOPPED(status):
-                self._tell("stopped")
+                self._tell(f"stopped {os.WSTOPSIG(status)}")
             elif pid == self._pid:
                 self._over = True
                 self._tell(f"ended {status}")
-                if not self._ending:
-                    self._group_only = True
+                if not self._ending:  # what has left its group, as daemons do, may stay
+                    self._tree.group_only = True
                     self._kill_at = min(self._kill_at, now() + self._linger)
                     self._end()
 
@@ -202,22 +245,28 @@ class Guard:
         if not self._ending:
             self._ending = True
             for number in (signal.SIGTERM, signal.SIGCONT):
-                self._tree.send(number, group_only=self._group_only)
+                self._tree.send(number)
+
+    def _kill(self) -> None:
+        if not self._tree.send(signal.SIGKILL) and self._pause == SETTLE:
+            self._tell("immortal")
+        self._pause = min(2 * self._pause, 0.5)
+
+    def _give_back(self, terminal: int, wrapper: int) -> None:
+        """For a `distlock run` that cannot do it any more: to the shell, in its group, that waited for it."""
+        if terminal >= 0 and self._line.fileno() < 0:
+            with contextlib.suppress(OSError):
+                if os.tcgetpgrp(terminal) == self._pid:
+                    os.tcsetpgrp(terminal, wrapper)
 
     def _tell(self, message: str) -> None:
         with contextlib.suppress(OSError):  # it is dead, as we shall learn
             self._line.sendall(message.encode() + b"\n")
 
 
-def _let_go_of_stdio() -> None:
-    """Whoever reads what the command writes, or feeds it, need not wait for us too."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        os.dup2(nothing, fd)
-
-
-def spawn(command: Sequence[str], terminal: int, ignored: Collection[int]) -> int:
-    """The pid of the command, in a group of its own, which has the terminal if there is one."""
+def spawn(command: Sequence[str], terminal: int, ignored: Collection[int], before: float) -> int:
+    """The pid of the command, in a group of its own, which has the terminal if there is one. `OSError`: why it does
+    not run; ETIME if it would not have begun ``before`` that time."""
     reader, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -229,8 +278,10 @@ def spawn(command: Sequence[str], terminal: int, ignored: Collection[int]) -> in
             for number in CATCHABLE:
                 signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
             _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # should even we be killed
+            if now() >= before:
+                raise OSError(errno.ETIME, "too late")
             if os.getppid() == parent:
-                os.execvp(command[0], [*command])  # noqa: S606 - that is what it is for
+                _execute(command)
         except OSError as error:
             os.write(writer, str(error.errno).encode())
         finally:
@@ -241,6 +292,18 @@ def spawn(command: Sequence[str], terminal: int, ignored: Collection[int]) -> in
             os.waitpid(pid, 0)
             raise OSError(int(failed), os.strerror(int(failed)))
     return pid
+
+
+def _execute(command: Sequence[str]) -> None:
+    try:
+        os.execvp(command[0], [*command])  # noqa: S606 - that is what it is for
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        import shutil
+
+        # As execvp(3) does, and Python does not: a script that does not say whose it is, is the shell's.
+        os.execv("/bin/sh", ["sh", shutil.which(command[0]) or command[0], *command[1:]])  # noqa: S606
 
 
 def _become_deaf() -> Collection[int]:
@@ -254,15 +317,14 @@ def _become_deaf() -> Collection[int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    os.setpgid(0, 0)
-    ignored = _become_deaf()
-    adopt_orphans()
-    line, terminal = int(argv[0]), int(argv[1])
-    for fd in (line, terminal):
+    line, terminal, shown = (int(text) for text in argv[:3])
+    kept = [int(text) for text in argv[3].split(",") if text]
+    for fd in (line, terminal, *kept):
         if fd >= 0:
             os.set_inheritable(fd, False)
-    linger, term_at, kill_at = (float(text) for text in argv[2:5])
-    Guard(socket.socket(fileno=line), linger, term_at, kill_at).run(argv[5:], terminal, ignored)
+    linger, term_at, kill_at = (float(text) for text in argv[4:7])
+    guard = Guard(socket.socket(fileno=line), linger, term_at, kill_at)
+    guard.run(argv[7:], terminal, shown=bool(shown))
 
 
 if __name__ == "__main__":

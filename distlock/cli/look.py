@@ -19,16 +19,12 @@ from rich.text import Text
 
 from distlock import BackendError, Holder, Inspection, Manager, Waiter
 
-from ._app import AsJson, Debug, Namespace, Url, app, keys_in_use, printable, store
+from ._app import AsJson, Debug, Key, Namespace, Url, app, printable, say, store
 
 __all__ = ("as_dict", "inspect", "ls", "portrait")
 
-WIDE = 200
+WIDE = 10_000
 """Columns of a table that is not for a terminal: nothing is cut off there."""
-
-Key = Annotated[
-    str, typer.Argument(metavar="KEY", help="The name of the lock.", show_default=False, autocompletion=keys_in_use)
-]
 
 
 @app.command(
@@ -74,7 +70,10 @@ def ls(
             _print(_listed(locks, prefix), as_json)
         elif as_json or not sys.stdout.isatty():
             while True:
-                _print(_listed(locks, prefix), as_json)
+                try:
+                    _print(_listed(locks, prefix), as_json)
+                except BackendError as error:
+                    say(error)
                 time.sleep(interval)
         else:
             _watch(locks, prefix, interval)
@@ -114,7 +113,7 @@ def _console() -> Console:
 
 
 def _table(listed: Sequence[Inspection]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("lock", "held by"):
         table.add_column(title, overflow="fold")
     for title in ("at", "for", "ttl", "token", "waiting"):

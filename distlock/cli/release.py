@@ -9,8 +9,8 @@ from rich.console import Console
 
 from distlock import ConfigurationError, Holder, Manager
 
-from ._app import NOTHING_DONE, Debug, Namespace, Url, app, say, store
-from .look import Key, portrait
+from ._app import NOTHING_DONE, Debug, Key, Namespace, Url, app, say, store
+from .look import portrait
 
 __all__ = ("release",)
 
@@ -25,7 +25,7 @@ def release(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     token: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Only the lease that has this token. Whichever there is now if not given."),
+        typer.Option(min=1, help="Only the lease that has this token. Whichever there is now if not given."),
     ] = None,
     url: Url = None,
     namespace: Namespace = None,

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Optional
 
@@ -13,7 +14,7 @@ import typer
 
 from distlock import AcquireTimeout, BackendError, ConfigurationError, Lease, Lock, LockLost
 
-from ._app import BUSY, LOST, Debug, Namespace, Url, app, say, store
+from ._app import BUSY, LOST, Debug, Key, Namespace, Url, app, say, store
 from ._command import Command, caught
 
 __all__ = ("run",)
@@ -42,7 +43,7 @@ EPILOG = """Examples:
 
 @app.command(help=HELP, epilog=EPILOG)
 def run(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The name of the lock.", show_default=False)],
+    key: Key,
     command: Annotated[
         list[str], typer.Argument(metavar="COMMAND...", help="After `--`: what to run.", show_default=False)
     ],
@@ -68,25 +69,39 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Typer shows `HELP`."""
+    if "--" not in sys.argv or command != sys.argv[sys.argv.index("--") + 1 :]:
+        # Else its options would be taken for ours, and another command be run than was typed.
+        raise ConfigurationError("put -- before the command: distlock run KEY -- COMMAND…")
     grace = _checked(ttl, timeout, no_wait, grace)
     if not url:
         say("no --url or DISTLOCK_URL: the lock is a file and keeps out programs of this user on this machine only")
     with caught(_leave), store(url, namespace) as locks:
+        lock = locks.lock(key, ttl=ttl, metadata={"command": os.path.basename(command[0])})
         try:
-            lock = locks.lock(key, ttl=ttl, metadata={"command": os.path.basename(command[0])})
             lease = _acquired(lock, 0.0 if no_wait else timeout)
         except AcquireTimeout as error:
             say(error)
             raise typer.Exit(conflict_exit_code) from None
-        child, status = Command(lease, ttl, grace), LOST
-        try:
-            status = child.run(command)
-        finally:
-            status = _released(lease, status)
-    if child.interrupted:  # so would this process have been, and the shell that waits for it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.killpg(0, signal.SIGINT)
+        child = Command(lease, ttl, grace)
+        status = _run(child, command, lease)
+    if child.interrupted:
+        _be_interrupted(child)
     raise typer.Exit(status)
+
+
+def _run(child: Command, command: Sequence[str], lease: Lease) -> int:
+    status = LOST
+    try:
+        status = child.run(command)
+    finally:
+        status = _released(lease, status)
+    return status
+
+
+def _be_interrupted(child: Command) -> None:
+    """As the command was: by the same Ctrl-C, of which whoever has started us has to know."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(0 if child.had_the_terminal else os.getpid(), signal.SIGINT)
 
 
 def _checked(ttl: float, timeout: float | None, no_wait: bool, grace: float | None) -> float:
@@ -102,7 +117,7 @@ def _checked(ttl: float, timeout: float | None, no_wait: bool, grace: float | No
 
 
 def _acquired(lock: Lock, timeout: float | None) -> Lease:
-    if sys.stderr.isatty() and timeout != 0:  # a person who sees nothing happen wants to know why
+    if timeout != 0 and sys.stderr.isatty():  # a person who sees nothing happen wants to know why
         lease = lock.try_acquire()
         if lease is not None:
             return lease

@@ -134,12 +134,18 @@ class FileBackend(SyncBackend):
         asked_at = now()
         held = self._held.get(grant.claim.id)
         try:
-            if held is not None and held.file.in_place() and not held.file.is_revoked(held.token):
+            if held is not None and held.file.in_place():
+                if held.file.is_revoked(held.token):  # given up when that is known here: see `_freed`
+                    return Renewal(LeaseState.LOST)
                 return Renewal(LeaseState.HELD, proven_until(asked_at, ttl))
         except OSError as error:
             raise self._mapped(error, grant.claim.key) from error
-        self._free(grant.claim.id)  # deleted: nobody else can see that we hold it; or it was asked for
+        self._free(grant.claim.id)  # the file was deleted: nobody else can see that we hold it
         return Renewal(LeaseState.LOST)
+
+    def descriptors(self, grant: Grant) -> Sequence[int]:
+        held = self._held.get(grant.claim.id)
+        return () if held is None else (held.file.fd,)
 
     def revoke(self, key: str, token: int, deadline: float) -> bool:
         """The kernel takes no lock away: its holder is asked to give it up, and nobody gets in before it does."""
@@ -147,7 +153,7 @@ class FileBackend(SyncBackend):
             file = LockFile(self.path_of(key), create=False)
             try:
                 record = Record.read(file.read())
-                if record is None or record.token != token or record.holder() is None:
+                if record is None or record.token != token or record.holder(file.path) is None:
                     return False
                 file.revoke(token)
                 return True
@@ -174,7 +180,7 @@ class FileBackend(SyncBackend):
                 record = _read(str(path))
             except OSError as error:
                 raise self._mapped(error, None) from error
-            holder = record.holder() if record is not None else None
+            holder = record.holder(str(path)) if record is not None else None
             if record is not None and holder is not None and record.key.startswith(prefix):
                 yield Inspection(record.key, holder, self._waiters(record.key))
 
@@ -253,15 +259,23 @@ class FileBackend(SyncBackend):
                 return held.in_hand
             held.in_hand = True
             try:
-                return self._freed(held.file, claim_id)
+                return self._freed(held, claim_id)
             finally:
                 held.in_hand = False
 
-    def _freed(self, file: LockFile, claim_id: str) -> bool:
+    def _freed(self, held: _Held, claim_id: str) -> bool:
+        file = held.file
         try:
             if not file.in_place():  # it was deleted: the lock was worth nothing
                 self._held.pop(claim_id, None)
                 file.unlock()
+                file.close()
+                return False
+            if file.is_revoked(held.token):
+                # Not unlocked: who works under it in another process, as the command of `distlock run` does, has it
+                # open, and keeps the others out until it has ended.
+                file.write(FREE)
+                self._held.pop(claim_id, None)
                 file.close()
                 return False
         except OSError:  # the folder is out of order: nobody knows
@@ -291,7 +305,7 @@ class FileBackend(SyncBackend):
             record = _read(path)
         except OSError as error:
             raise self._mapped(error, None) from error
-        return record.holder() if record is not None else None
+        return record.holder(path) if record is not None else None
 
     def _waiters(self, key: str) -> tuple[Waiter, ...]:
         line = self._lines.get(key)
