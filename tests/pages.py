@@ -28,7 +28,7 @@ ANYWHERE = "/tmp/"  # noqa: S108 - and this for the test's own folder
 
 FENCE = re.compile(r"^( *)(```+)([^\n`]*)\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\w+\.py)\n")
-TEST = re.compile(r"^(async )?def test_", re.MULTILINE)
+TEST = re.compile(r"^ *(async )?def test_", re.MULTILINE)
 NO_LOOPS = ("-p", "no:asyncio", "-p", "no:trio")
 """Plugins that are here for other tests; each would have a word to say on the page's own event loops."""
 PRINTS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -224,7 +224,7 @@ def test_force_waits_for_the_holder_to_give_up(folder: Path, locks: Manager) -> 
         assert lease.ensure_held() == lease.token
         with pytest.raises(LockLost):
             lease.extend()  # asks, as a renewal does
-        with others.lock("k", timeout=0) as newer:  # the word left for the old one means nothing to it
+        with others.lock("k", timeout=PATIENCE) as newer:  # the word left for the old one means nothing to it
             newer.extend()
             assert not others.force_release("k", token=lease.token)
             newer.extend()
