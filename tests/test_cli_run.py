@@ -298,7 +298,8 @@ ENDS = [
 def test_nothing_of_the_command_outlives_the_lease(start, tmp_path, how):
     """etcdctl, consul#9788: it went on, and someone else began. PDEATHSIG misses grandchildren."""
     with RedisServer() as server, FaultProxy(server.address) as proxy, distlock.connect(server.url) as locks:
-        process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", STUBBORN)
+        ttl = 10 if how == "the guard is stopped" else TTL  # so that who sees to it then has time on a slow machine
+        process = start("k", "--ttl", str(ttl), "--url", proxy.url, "--", "sh", "-c", STUBBORN)
         pids = [int(line) for line in wait_for(tmp_path / "all-pids").split()]
         assert len(alive(pids)) == 5
         guard = psutil.Process(process.pid).children()[0]
@@ -343,7 +344,30 @@ def test_nor_where_the_kernel_frees_the_lock_of_the_dead(start, env, tmp_path, h
         hurt(how, process, psutil.Process(process.pid).children()[0], locks)
         if how == "run is killed":
             process.wait()
-            assert "pid" in str(locks.inspect("k").holder)
+            assert locks.lock("k").try_acquire() is None
+        with locks.lock("k", timeout=TIMEOUT):
+            assert alive(pids) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_command_begins_is_for_the_command(start, env, number):
+    process = start("k", "--", "sleep", "1000", env=untraced(env))
+    wait_until(lambda: psutil.Process(process.pid).children())
+    process.send_signal(number)
+    assert finished(process)[0] == 128 + number
+
+
+def test_everybody_slept_for_longer_than_the_lease(start, env, tmp_path):
+    """A suspended machine, a frozen container."""
+    with distlock.connect(env["DISTLOCK_URL"]) as locks:
+        process = start("k", "--ttl", "1", "--", "sh", "-c", STUBBORN)
+        pids = [int(line) for line in wait_for(tmp_path / "all-pids").split()]
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+        for one in [*tree, psutil.Process(pids[0])]:
+            one.suspend()
+        time.sleep(1.2)
+        for one in [*tree, psutil.Process(pids[0])]:
+            one.resume()
         with locks.lock("k", timeout=TIMEOUT):
             assert alive(pids) == []
 
@@ -406,14 +430,16 @@ def test_a_blip_of_the_store_is_outlived(start, tmp_path):
     """As long as the lease can still be renewed in time, nobody is ended."""
     with RedisServer() as server, FaultProxy(server.address) as proxy:
         script = "echo > ready; read line"
-        process = start("k", "--ttl", str(TTL), "--url", proxy.url, "--", "sh", "-c", script, stdin=subprocess.PIPE)
+        process = start(
+            "k", "--ttl", "10", "--grace", "0.5", "--url", proxy.url, "--", "sh", "-c", script, stdin=subprocess.PIPE
+        )
         wait_for(tmp_path / "ready")
         proxy.pause()
-        time.sleep(TTL * 0.4)  # over a renewal
+        time.sleep(3.4)  # over a renewal
         proxy.resume()
         with distlock.connect(server.url) as locks:
             before = locks.inspect("k").holder
-            time.sleep(TTL)
+            time.sleep(10)
             after = locks.inspect("k").holder
             assert before is not None
             assert after is not None

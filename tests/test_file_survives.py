@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import distlock
-from distlock import BackendError, BackendUnavailable, DistLockError, LockLost, Manager
+from distlock import BackendError, BackendUnavailable, DistLockError, LeaseState, LockLost, Manager
 from distlock.backends.base import Busy, Claim, now
 from distlock.backends.file._flock import LockFile
 
@@ -229,3 +229,26 @@ def test_force_waits_for_the_holder_to_give_up(folder: Path, locks: Manager) -> 
             assert not others.force_release("k", token=lease.token)
             newer.extend()
     settled(lambda: nothing_left(folder))
+
+
+def test_a_lent_file_is_not_kept_for_the_next_lease(folder: Path, locks: Manager) -> None:
+    """Else a child of an earlier lease would keep others out of a later one."""
+    lease = locks.lock("k").acquire()
+    with subprocess.Popen(["sleep", "60"], pass_fds=lease.descriptors) as child:
+        lease.release()
+        locks.lock("k").acquire().release()
+        with distlock.connect(f"file://{folder}") as others, others.lock("k", timeout=0):
+            pass
+        child.kill()
+
+
+def test_a_lent_file_keeps_others_out_after_a_loss(folder: Path, locks: Manager) -> None:
+    with distlock.connect(f"file://{folder}") as others:
+        lease = locks.lock("k", ttl=0.2, renew=False).acquire()
+        with subprocess.Popen(["sleep", "60"], pass_fds=lease.descriptors) as child:
+            settled(lambda: lease.state is LeaseState.LOST and not locks._watchdog._chores)
+            assert others.lock("k").try_acquire() is None
+            child.kill()
+            child.wait()
+            with others.lock("k", timeout=PATIENCE):
+                pass

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,8 +25,10 @@ __all__ = ("Command", "caught")
 
 NOT_RUNNABLE, NOT_FOUND = 126, 127
 """As shells have it."""
-BRAKE = 0.1
-"""Seconds before a command that was stopped in the background, where there is no terminal to read, goes on there."""
+BRAKE = 0.05
+"""Seconds between two tries of what may not succeed at once."""
+PATIENCE = 1.0
+"""Seconds that a guard gets which learns of the end of the lease only when it is over."""
 FORWARDED = frozenset(
     {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 )  # fmt: skip
@@ -54,27 +58,34 @@ class Command:
         self._margin = min(1.0, ttl / 10)
         self._period = ttl / 10
         self._kill_at = 0.0
+        self._overdue_at = math.inf
         self._line, self._theirs = socket.socketpair()
         self._terminal = _Terminal()
         self._pid = 0
         self._status: int | None = None
         self._errno = 0
         self._ending = False
+        self._immortal = False
         self._interrupted = False
+        self._others: Collection[int] = ()
+        """Children that this process had before, of whoever has executed it."""
+        # The thread that announces a loss tells the guard, too, and must have the last word.
+        self._telling = threading.Lock()
+        self._told = math.nan
 
     def run(self, command: Sequence[str]) -> int:
         """The exit status, when nothing is left of the command; 128 + n if signal n ended it."""
         _guard.adopt_orphans()
-        with caught(self._forward), self._terminal:
+        self._others = {pid for pid, _ in _guard.descendants()}
+        with caught(self._forward), self._terminal, self._terminal.stopped_by(self._forward):
             guard = self._guard_of(command)
             try:
                 self._lease.on_lost(self._tell_times)
                 self._attend(guard)
             finally:
                 self._line.close()
-                guard.wait()
-                if self._status is None and not self._errno:
-                    self._end_all()
+                if guard.wait():  # somebody killed it; with it goes the command, but on Linux alone
+                    self._end_all(group_only=self._status is not None and not self._ending)
                 self._terminal.take_back_from(self._pid)
         return self._exit_status(command[0])
 
@@ -85,12 +96,13 @@ class Command:
         return ended_so and (self._interrupted or self._terminal.was_theirs)
 
     @property
-    def had_the_terminal(self) -> bool:
-        """So that whoever started this process knows nothing of that Ctrl-C."""
-        return self._terminal.was_theirs
+    def alone_interrupted(self) -> bool:
+        """The command had the terminal to itself, and whoever started this process knows nothing of that Ctrl-C."""
+        return self._terminal.was_theirs and not any(_guard.companions())
 
     def _guard_of(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        terminal, kept, line = self._terminal.fd, self._lease.descriptors, self._theirs.fileno()
+        terminal, line = self._terminal.fd, self._theirs.fileno()
+        kept = [os.dup(fd) for fd in self._lease.descriptors]  # a loss may close the lease's own in the meantime
         self._kill_at = self._kill_time()
         times = self._grace, self._kill_at - self._grace, self._kill_at
         arguments = [line, terminal, int(self._terminal.is_ours_alone()), ",".join(map(str, kept)), *times]
@@ -105,9 +117,11 @@ class Command:
         try:
             with _inherited([line, *kept, *([terminal] if terminal >= 0 else [])]):
                 # Whatever else was left open for the command is its own, as that of make and of <( ) in a shell.
-                # The folder, lest posix_spawn(3) be used: of glibc, it leaves two signals of its own ignored.
-                return subprocess.Popen(program, close_fds=False, cwd=".", env={**os.environ, **told})  # noqa: S603
+                # stdin is named lest posix_spawn(3) be used: that of glibc leaves two of its own signals ignored.
+                return subprocess.Popen(program, close_fds=False, stdin=0, env={**os.environ, **told})  # noqa: S603
         finally:
+            for fd in kept:
+                os.close(fd)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
             self._theirs.close()
 
@@ -117,8 +131,8 @@ class Command:
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
         while True:
-            overdue_at = self._kill_at + self._margin / 2
-            if poll.poll(1000 * min(self._period, max(0.01, overdue_at - _guard.now()))):
+            due = min(self._kill_at, self._overdue_at) - _guard.now()
+            if poll.poll(1000 * min(self._period, _guard.LONGEST_WAIT, due if due > 0 else BRAKE)):
                 heard = b""
                 with contextlib.suppress(OSError):
                     heard = self._line.recv(4096)
@@ -128,8 +142,19 @@ class Command:
                 for line in lines:
                     self._hear(*line.decode().split())
             self._tell_times()
-            if not self._ending and self._status is None and _guard.now() >= self._kill_at + self._margin / 2:
-                guard.kill()  # it is stopped: it should have said so, and ended the command, before
+            if self._is_overdue() and not self._immortal:
+                guard.kill()  # it is stopped
+
+    def _is_overdue(self) -> bool:
+        """Nothing should be left of the command, and the guard had time to see to that."""
+        t = _guard.now()
+        if t < self._kill_at:
+            self._overdue_at = math.inf
+        elif self._overdue_at == math.inf:
+            # Long past: everybody slept, or the lease was taken away. The guard has only just been told, too.
+            slept = t - self._kill_at > self._margin / 2
+            self._overdue_at = t + (PATIENCE if slept else self._margin / 2)
+        return t >= self._overdue_at
 
     def _hear(self, word: str, number: str = "0") -> None:
         if word == "started":
@@ -141,7 +166,8 @@ class Command:
         elif word == "ending":
             self._ending = True
         elif word == "immortal":
-            say("a process of the command may not be ended, as it runs as someone else; it goes on without the lock")
+            self._immortal = True
+            say("a process of the command may not be killed, as it runs as another user; end it by hand")
         elif word == "stopped":
             self._stopped(int(number))
 
@@ -156,29 +182,32 @@ class Command:
         return t + self._lease.remaining() - self._margin
 
     def _tell_times(self) -> None:
-        kill_at = self._kill_time()
-        if self._lease.remaining():
-            if abs(kill_at - self._kill_at) <= self._margin / 10:
-                return
-        elif kill_at > self._kill_at:  # it is lost, and that was said
-            return
-        self._kill_at = kill_at
-        self._tell(f"until {kill_at - self._grace!r} {kill_at!r}")
+        with self._telling:
+            lost, kill_at = not self._lease.remaining(), self._kill_time()
+            self._kill_at = min(self._kill_at, kill_at) if lost else kill_at
+            known = self._told <= self._kill_at if lost else abs(self._told - kill_at) <= self._margin / 10
+            if not known and self._tell(f"until {self._kill_at - self._grace!r} {self._kill_at!r}"):
+                self._told = self._kill_at
 
     def _forward(self, number: int, frame: FrameType | None = None) -> None:
         self._interrupted = self._interrupted or (number == signal.SIGINT and self._terminal.fd >= 0)
         self._tell(f"signal {int(number)}")
 
-    def _tell(self, message: str) -> None:
-        with contextlib.suppress(OSError):  # it has gone
-            self._line.sendall(message.encode() + b"\n")
+    def _tell(self, message: str) -> bool:
+        with contextlib.suppress(OSError):  # it has gone, or is stopped and the line is full
+            return self._line.send(message.encode() + b"\n", socket.MSG_DONTWAIT) > 0
+        return False
 
-    def _end_all(self) -> None:
-        """Somebody killed the guard; with it goes the command, but on Linux alone."""
-        tree = _guard.Tree(self._pid)
-        while tree.lives() and tree.send(signal.SIGKILL):
+    def _end_all(self, *, group_only: bool) -> None:
+        """What the guard has not."""
+        tree, pause = _guard.Tree(self._pid, group_only=group_only, spared=self._others), _guard.SETTLE
+        while tree.lives():
+            if not tree.send(signal.SIGKILL) and pause > BRAKE:
+                self._hear("immortal")
+                return
             _guard.reap()
-            time.sleep(_guard.SETTLE)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
 
     def _exit_status(self, name: str) -> int:
         if self._ending:
@@ -221,6 +250,7 @@ class _Terminal:
         self.fd: int = -1
         self.was_theirs: bool = False
         """At the end."""
+        self._given = False
 
     def __enter__(self) -> None:
         with contextlib.suppress(OSError):
@@ -234,7 +264,8 @@ class _Terminal:
     def is_ours_alone(self) -> bool:
         """Else the others of a pipeline would find themselves in the background. They are asked only when there is a
         terminal, and the command gets it later, if it wants it."""
-        return self._is_of(os.getpgrp()) and not any(_guard.companions())
+        self._given = self._is_of(os.getpgrp()) and not any(_guard.companions())
+        return self._given
 
     def hand_to(self, group: int) -> bool:
         """False: it is not ours to give."""
@@ -246,8 +277,19 @@ class _Terminal:
     def take_back_from(self, group: int) -> None:
         """The command has ended."""
         self.was_theirs = self._is_of(group)
-        if self.was_theirs:
+        if self.was_theirs or (self._given and not group):  # it had it before it could not be executed
             self._set(os.getpgrp())
+
+    @contextlib.contextmanager
+    def stopped_by(self, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+        """Ctrl-Z goes to ``handler``, where it comes to this process: the command did not have the terminal."""
+        before = signal.getsignal(signal.SIGTSTP)
+        if self.fd >= 0 and before is not signal.SIG_IGN:
+            signal.signal(signal.SIGTSTP, handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, before)
 
     def suspend(self, group: int) -> bool:
         """The command was stopped: so is this process, until someone continues it. False: nobody could."""
@@ -255,7 +297,9 @@ class _Terminal:
             return False
         if self._is_of(group):
             self._set(os.getpgrp())
+        before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.killpg(0, signal.SIGTSTP)  # to those, too, that the shell started us with; nothing if there is no such shell
+        signal.signal(signal.SIGTSTP, before)
         if not self.hand_to(group):
             time.sleep(BRAKE)
         return True

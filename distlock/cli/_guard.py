@@ -31,11 +31,13 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-__all__ = ("SETTLE", "TO_GROUP", "Guard", "Tree", "adopt_orphans", "companions", "now", "reap")
+__all__ = ("SETTLE", "TO_GROUP", "Guard", "Tree", "adopt_orphans", "companions", "descendants", "now", "reap")
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 SETTLE = 0.005
 """Seconds between two looks at whether those that were killed are gone; the second one is longer, and so on."""
+LONGEST_WAIT = 1.0
+"""Seconds. The clock of poll(2) stands still while the machine sleeps; the leases do not."""
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 CATCHABLE = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
 TO_GROUP = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT})
@@ -61,9 +63,10 @@ def adopt_orphans() -> None:
 class Tree:
     """The process group of a command; and on Linux all that descends from this process."""
 
-    def __init__(self, group: int, *, group_only: bool = False) -> None:
+    def __init__(self, group: int, *, group_only: bool = False, spared: Collection[int] = ()) -> None:
         self.group_only: bool = group_only
         self._group = group
+        self._spared = spared
         self._gone = not group
 
     def group_lives(self) -> bool:
@@ -75,15 +78,18 @@ class Tree:
                 self._gone = True  # from now on the number may be another's
             except PermissionError:  # it runs as someone else by now
                 pass
-        return not self._gone
+        if self._gone:
+            return False
+        found = _processes()  # a zombie keeps a group, too, and need not be a child of ours
+        return not found or any(group == self._group for _, group in found.values())
 
     def lives(self) -> bool:
         """Anyone is there."""
-        return self.group_lives() or (not self.group_only and any(True for _ in _descendants()))
+        return self.group_lives() or (not self.group_only and any(True for _ in descendants(self._spared)))
 
     def send(self, number: int) -> bool:
         """To all of them. False: some may not be signalled."""
-        others = [] if self.group_only else [pid for pid, group in _descendants() if group != self._group]
+        others = [] if self.group_only else [pid for pid, group in descendants(self._spared) if group != self._group]
         allowed = True
         for pid in [*([-self._group] if self.group_lives() else []), *others]:
             try:
@@ -123,13 +129,16 @@ def companions() -> Iterator[int]:
     return (pid for pid, (_, group) in _processes().items() if group == os.getpgrp() and pid != os.getpid())
 
 
-def _descendants() -> Iterator[tuple[int, int]]:
-    """Of this process: pid and group, in no order. A zombie has no children: they have been adopted."""
+def descendants(spared: Collection[int] = ()) -> Iterator[tuple[int, int]]:
+    """Of this process: pid and group, in no order, but for those ``spared`` and theirs. A zombie has no children:
+    they have been adopted."""
     found, me = _processes(), os.getpid()
     for pid, (parent, group) in found.items():
+        spare = pid in spared
         while parent not in (0, me):
+            spare = spare or parent in spared
             parent, _ = found.get(parent, (0, 0))
-        if parent:
+        if parent and not spare:
             yield pid, group
 
 
@@ -149,6 +158,9 @@ class Guard:
         self._ending = False
         """Those that are left were asked to end: there is no way back."""
         self._pause = SETTLE
+        self._said = False
+        self._early: list[int] = []
+        """Signals that came before the command."""
 
     def run(self, command: Sequence[str], terminal: int, *, shown: bool) -> None:
         """Returns when nothing of the command is left."""
@@ -185,6 +197,8 @@ class Guard:
             return False
         self._tree = Tree(self._pid)
         self._tell(f"started {self._pid}")
+        for number in self._early:
+            self._signal(number)
         return True
 
     def _is_left(self) -> bool:
@@ -206,7 +220,7 @@ class Guard:
         for fd in (wake, self._line.fileno()):
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
-        return {fd for fd, _ in poll.poll(min(patience, 3600.0) * 1000)}
+        return {fd for fd, _ in poll.poll(min(patience, LONGEST_WAIT) * 1000)}
 
     def _listen(self) -> None:
         heard = b""
@@ -223,10 +237,14 @@ class Guard:
                 self._kill_at = min(self._kill_at, float(rest[1]))
             elif word == b"until":
                 self._term_at, self._kill_at = float(rest[0]), float(rest[1])
-            elif word == b"signal" and self._pid and not self._over:
-                number = int(rest[0])
-                with contextlib.suppress(OSError):
-                    os.kill(-self._pid if number in TO_GROUP else self._pid, number)
+            elif word == b"signal" and not self._pid:
+                self._early.append(int(rest[0]))
+            elif word == b"signal" and not self._over:
+                self._signal(int(rest[0]))
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(-self._pid if number in TO_GROUP else self._pid, number)
 
     def _look_after_children(self) -> None:
         for pid, status in reap():
@@ -248,7 +266,8 @@ class Guard:
                 self._tree.send(number)
 
     def _kill(self) -> None:
-        if not self._tree.send(signal.SIGKILL) and self._pause == SETTLE:
+        if not self._tree.send(signal.SIGKILL) and not self._said:
+            self._said = True
             self._tell("immortal")
         self._pause = min(2 * self._pause, 0.5)
 
@@ -261,7 +280,7 @@ class Guard:
 
     def _tell(self, message: str) -> None:
         with contextlib.suppress(OSError):  # it is dead, as we shall learn
-            self._line.sendall(message.encode() + b"\n")
+            self._line.send(message.encode() + b"\n", socket.MSG_DONTWAIT)  # or it is stopped, and the line is full
 
 
 def spawn(command: Sequence[str], terminal: int, ignored: Collection[int], before: float) -> int:

@@ -101,7 +101,7 @@ def _run(child: Command, command: Sequence[str], lease: Lease) -> int:
 def _be_interrupted(child: Command) -> None:
     """As the command was: by the same Ctrl-C, of which whoever has started us has to know."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(0 if child.had_the_terminal else os.getpid(), signal.SIGINT)
+    os.kill(0 if child.alone_interrupted else os.getpid(), signal.SIGINT)
 
 
 def _checked(ttl: float, timeout: float | None, no_wait: bool, grace: float | None) -> float:

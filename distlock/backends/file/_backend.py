@@ -56,6 +56,8 @@ class _Held:
     # soon in other hands, only by one. What Ctrl-C interrupts can be tried again.
     mutex: AbstractContextManager[object] = field(default_factory=threading.RLock)
     in_hand: bool = False
+    lent: bool = False
+    """Another process may have it open, and keep others out for as long as it works under it."""
 
 
 class FileBackend(SyncBackend):
@@ -125,7 +127,7 @@ class FileBackend(SyncBackend):
         self._free(claim.id)
 
     def release(self, grant: Grant, deadline: float) -> bool:
-        return self._free(grant.claim.id)
+        return self._free(grant.claim.id, released=True)
 
     def renew(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
         return [self.extend(grant, grant.claim.ttl, deadline) for grant in grants]
@@ -145,7 +147,10 @@ class FileBackend(SyncBackend):
 
     def descriptors(self, grant: Grant) -> Sequence[int]:
         held = self._held.get(grant.claim.id)
-        return () if held is None else (held.file.fd,)
+        if held is None:
+            return ()
+        held.lent = True
+        return (held.file.fd,)
 
     def revoke(self, key: str, token: int, deadline: float) -> bool:
         """The kernel takes no lock away: its holder is asked to give it up, and nobody gets in before it does."""
@@ -250,7 +255,7 @@ class FileBackend(SyncBackend):
             self._folder.mkdir(parents=True, exist_ok=True)
             return LockFile(path)
 
-    def _free(self, claim_id: str) -> bool:
+    def _free(self, claim_id: str, *, released: bool = False) -> bool:
         held = self._held.get(claim_id)
         if held is None:
             return False
@@ -259,11 +264,11 @@ class FileBackend(SyncBackend):
                 return held.in_hand
             held.in_hand = True
             try:
-                return self._freed(held, claim_id)
+                return self._freed(held, claim_id, released)
             finally:
                 held.in_hand = False
 
-    def _freed(self, held: _Held, claim_id: str) -> bool:
+    def _freed(self, held: _Held, claim_id: str, released: bool) -> bool:
         file = held.file
         try:
             if not file.in_place():  # it was deleted: the lock was worth nothing
@@ -271,16 +276,17 @@ class FileBackend(SyncBackend):
                 file.unlock()
                 file.close()
                 return False
-            if file.is_revoked(held.token):
-                # Not unlocked: who works under it in another process, as the command of `distlock run` does, has it
-                # open, and keeps the others out until it has ended.
-                file.write(FREE)
-                self._held.pop(claim_id, None)
-                file.close()
-                return False
         except OSError:  # the folder is out of order: nobody knows
             pass
-        self._give_back(file, claim_id)
+        if not held.lent:
+            self._give_back(file, claim_id)
+            return True
+        self._held.pop(claim_id, None)
+        with contextlib.suppress(OSError):
+            if released:
+                file.remove()  # not kept for the next one: it is not ours alone
+            else:  # lost: not unlocked, as the one that it was lent to may still be at work
+                file.close()
         return True
 
     def _give_back(self, file: LockFile, claim_id: str = "") -> None:

@@ -144,7 +144,8 @@ def started_at(pid: int) -> int:
 
 
 def _is_locked(path: str) -> bool:
-    """By whom, does not matter; see proc(5). To try to lock it would get in the way of others."""
+    """By whom, does not matter. To try to lock it would get in the way of others, so the kernel's list is asked, see
+    proc(5); in a container that has nothing of those whose process is gone."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
         name = f" {os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino} "
