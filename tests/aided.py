@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from distlock import Manager
-from distlock.testing import VirtualClock
-from distlock.testing.colours import Colour
+import pytest
 
-__all__ = ("World", "running")
+from distlock import Manager
+from distlock.testing import VirtualClock, in_memory
+from distlock.testing.colours import COLOURS, Colour
+
+__all__ = ("World", "async_world", "locks", "running", "world")
 
 
 class World(Colour):
@@ -25,6 +27,22 @@ class World(Colour):
 
     async def queued(self, key: str, count: int) -> None:
         await self.until(lambda: len(self.locks.inspect(key).waiters) == count)
+
+
+@pytest.fixture
+def locks() -> Iterator[Manager]:
+    with in_memory() as manager:
+        yield manager
+
+
+@pytest.fixture(params=COLOURS)
+def world(request: pytest.FixtureRequest, locks: Manager) -> World:
+    return World(str(request.param), locks)
+
+
+@pytest.fixture(params=COLOURS[1:])
+def async_world(request: pytest.FixtureRequest, locks: Manager) -> World:
+    return World(str(request.param), locks)
 
 
 def running(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

@@ -135,8 +135,9 @@ def test_completion_is_there(env, shell):
 def test_names_are_completed_from_the_store(env, tmp_path):
     url = (tmp_path / "locks").as_uri()
     asked = {"_DISTLOCK_COMPLETE": "complete_bash", "COMP_WORDS": "distlock inspect or", "COMP_CWORD": "2"}
-    with distlock.connect(url) as locks, locks.lock("orders"), locks.lock("users"):
-        assert run({**env, **asked, "DISTLOCK_URL": url}, "").stdout.split() == ["orders"]
+    there = {**env, **asked, "DISTLOCK_URL": url, "DISTLOCK_NAMESPACE": "shop"}
+    with distlock.connect(url, namespace="shop") as locks, locks.lock("orders"), locks.lock("users"):
+        assert run(there, "").stdout.split() == ["orders"]
     assert run({**env, **asked, "DISTLOCK_URL": "redis://127.0.0.1:1"}, "").stdout.strip() == ""
 
 

@@ -40,6 +40,13 @@ class Shell:
         self.shown = self.shown[found.end() :]
         return found[0]
 
+    def continues(self, typed: str, shown: str) -> None:
+        """The stopped command is brought back, and reads what is typed then."""
+        self.type("fg\n")
+        self.expect("distlock run k[^\n]*\n")
+        self.type(typed)
+        self.expect(shown)
+
     def close(self) -> None:
         end_all(self.pid)
         os.waitpid(self.pid, 0)
@@ -115,10 +122,7 @@ def test_ctrl_z_and_fg(shell):
     shell.type("\x1a")
     shell.expect("Stopped")
     shell.expect("READY> ")
-    shell.type("fg\n")
-    shell.expect("distlock run k[^\n]*\n")
-    shell.type("this\n")
-    shell.expect("got this\r\n")
+    shell.continues("this\n", "got this\r\n")
 
 
 def test_in_the_background_it_waits_for_its_turn_at_the_terminal(shell):
@@ -126,10 +130,7 @@ def test_in_the_background_it_waits_for_its_turn_at_the_terminal(shell):
     shell.expect("READY> ")
     shell.type("while ! jobs | grep -q Stopped; do sleep 0.05; done; echo it is stopped\n")
     shell.expect("it is stopped\r\n")
-    shell.type("fg\n")
-    shell.expect("distlock run k[^\n]*\n")
-    shell.type("this\n")
-    shell.expect("got this\r\n")
+    shell.continues("this\n", "got this\r\n")
 
 
 def test_waiting_is_said_on_a_terminal(shell, env):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -13,32 +12,18 @@ import anyio
 import pytest
 
 import distlock
-from distlock import LeaseState, LockLost, Manager, NotHeld, _manager
+from distlock import LeaseState, LockLost, NotHeld, _manager
 from distlock.testing import in_memory, lose
-from distlock.testing.colours import COLOURS, PATIENCE
+from distlock.testing.colours import PATIENCE
 
-from .aided import World, running
+from .aided import async_world, locks, running, world
+
+__all__ = ("async_world", "locks", "world")
 
 REPORT = distlock.lock("report", timeout=5)
 """As programs have it: made at import time, before anything is configured."""
 
 pytestmark = pytest.mark.may_block  # losing a lease blocks the event loop it is called from
-
-
-@pytest.fixture
-def locks() -> Iterator[Manager]:
-    with in_memory() as manager:
-        yield manager
-
-
-@pytest.fixture(params=COLOURS)
-def world(request: pytest.FixtureRequest, locks: Manager) -> World:
-    return World(str(request.param), locks)
-
-
-@pytest.fixture(params=COLOURS[1:])
-def async_world(request: pytest.FixtureRequest, locks: Manager) -> World:
-    return World(str(request.param), locks)
 
 
 # The store in memory.

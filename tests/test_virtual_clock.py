@@ -17,34 +17,20 @@ import pytest
 from distlock import AcquireTimeout, BackendUnavailable, LeaseState, LockLost, Manager, _clock, _manager
 from distlock._core import acquire as core_acquire
 from distlock.backends.base import Claim, now
-from distlock.testing import Tap, VirtualClock, in_memory
+from distlock.testing import Tap, VirtualClock
 from distlock.testing.colours import COLOURS, PATIENCE
 
-from .aided import World, running
+from .aided import async_world, locks, running, world
+
+__all__ = ("async_world", "locks", "world")
 
 pytestmark = pytest.mark.may_block  # moving the clock blocks the event loop it is called from
-
-
-@pytest.fixture
-def locks() -> Iterator[Manager]:
-    with in_memory() as manager:
-        yield manager
 
 
 @pytest.fixture
 def clock(locks: Manager) -> Iterator[VirtualClock]:
     with VirtualClock() as clock:
         yield clock
-
-
-@pytest.fixture(params=COLOURS)
-def world(request: pytest.FixtureRequest, locks: Manager) -> World:
-    return World(str(request.param), locks)
-
-
-@pytest.fixture(params=COLOURS[1:])
-def async_world(request: pytest.FixtureRequest, locks: Manager) -> World:
-    return World(str(request.param), locks)
 
 
 # Moved by hand.
