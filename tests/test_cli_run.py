@@ -281,6 +281,30 @@ def test_what_it_leaves_in_the_background_ends_with_it(start, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
+ZOMBIE = """
+import os, time
+if os.fork():
+    while not os.path.exists("pid"):
+        time.sleep(0.01)
+    os._exit(0)
+if not os.fork():
+    os._exit(0)  # in the group of the command, and never reaped
+os.setsid()
+with open("part", "w") as file:
+    print(os.getpid(), file=file)
+os.rename("part", "pid")
+time.sleep(1000)
+"""
+
+
+def test_a_zombie_of_someone_else_holds_nobody_up(start, tmp_path):
+    process = start("k", "--ttl", "300", "--", sys.executable, "-c", ZOMBIE, stdout=subprocess.DEVNULL)
+    try:
+        assert process.wait(TIMEOUT) == 0
+    finally:
+        os.kill(int(wait_for(tmp_path / "pid")), signal.SIGKILL)
+
+
 # The end of the lease.
 
 

@@ -104,6 +104,14 @@ def test_a_pipeline_keeps_its_terminal(shell):
     shell.expect("got that\r\n")
 
 
+def test_the_others_of_a_pipeline_have_the_terminal_while_the_command_runs(shell):
+    waits = "while [ ! -e go ]; do sleep 0.02; done"
+    shell.type(f"{RUN} sh -c '{waits}' | sh -c 'read x < /dev/tty; echo got $x; touch go; cat'; echo status $?\n")
+    shell.type("this\n")
+    shell.expect("got this\r\n")
+    shell.expect("status 0\r\n")
+
+
 def test_ctrl_z_while_it_waits_for_the_lock(shell, env):
     with distlock.connect(env["DISTLOCK_URL"]) as locks:
         with locks.lock("k"):

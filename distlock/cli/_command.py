@@ -29,9 +29,7 @@ BRAKE = 0.05
 """Seconds between two tries of what may not succeed at once."""
 PATIENCE = 1.0
 """Seconds that a guard gets which learns of the end of the lease only when it is over."""
-FORWARDED = frozenset(
-    {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-)  # fmt: skip
+FORWARDED = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
 
 
 @contextlib.contextmanager

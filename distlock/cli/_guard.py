@@ -187,7 +187,7 @@ class Guard:
         self._give_back(terminal, wrapper)
 
     def _start(self, command: Sequence[str], terminal: int, ignored: Collection[int]) -> bool:
-        if self._ending or now() >= self._term_at:
+        if self._ending:
             self._tell("ending")
             return False
         try:
