@@ -105,8 +105,10 @@ def test_a_pipeline_keeps_its_terminal(shell):
 
 
 def test_the_others_of_a_pipeline_have_the_terminal_while_the_command_runs(shell):
-    waits = "while [ ! -e go ]; do sleep 0.02; done"
-    shell.type(f"{RUN} sh -c '{waits}' | sh -c 'read x < /dev/tty; echo got $x; touch go; cat'; echo status $?\n")
+    waits = "touch begun; while [ ! -e go ]; do sleep 0.02; done"
+    reads = "while [ ! -e begun ]; do sleep 0.02; done; echo asks; read x < /dev/tty; echo got $x; touch go; cat"
+    shell.type(f"{RUN} sh -c '{waits}' | sh -c '{reads}'; echo status $?\n")
+    shell.expect("asks\r\n")
     shell.type("this\n")
     shell.expect("got this\r\n")
     shell.expect("status 0\r\n")
