@@ -1,11 +1,11 @@
-"""The same requests over asyncio connections. Waiting and renewal stay with the threads of the sync backend."""
+"""The same requests over an asyncio connection. Waiting and renewal stay with the threads of the sync backend."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import nullcontext
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,9 +13,12 @@ from anyio.to_thread import run_sync
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..base import BackendError, Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
-from ._connect import AsyncConnection, Server, mapped
-from ._pool import LONGEST_IDLE, MOST_IDLE, Reply, is_broken, is_stale, released
-from ._scripts import ACQUIRE, INSPECT, RELEASE, RENEW, REVOKE, Script
+from ._aio_link import AsyncLink
+from ._connect import Target
+from ._errors import mapped
+from ._pool import LONGEST_IDLE, Reply, is_broken, is_stale, released
+from ._routes import AsyncPatient, AsyncRoute
+from ._scripts import INSPECT, RENEW, Script
 from ._values import NO_INBOX, inspection, renewals
 
 if TYPE_CHECKING:
@@ -23,31 +26,36 @@ if TYPE_CHECKING:
 
 __all__ = ("AsyncRedisBackend",)
 
-MOST = 64
-"""Requests of one event loop that ask for something at the same time."""
-
 
 class AsyncRedisBackend:
-    """For one event loop of asyncio. Its connections are closed with that loop."""
+    """For one event loop of asyncio. Its connection is closed with that loop."""
+
+    shields = True
 
     def __init__(self, sync: RedisBackend) -> None:
         self._sync = sync
-        self._pool = AsyncPool(sync.server, sync.op_timeout)
+        self._pool = self._make_route()
         self._connecting = anyio.CapacityLimiter(4)
+
+    def _make_route(self) -> AsyncRoute:
+        route: AsyncRoute = AsyncPool(self._sync.server, self._sync.op_timeout)
+        return AsyncPatient(route) if self._sync.server.moves else route
 
     async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
         inbox = self._sync.inbox.expect(claim) if claim.wait else NO_INBOX
         asked_at = now()
         try:
-            reply = await self._pool.send(self._sync.asking(claim, inbox), deadline, claim.key, ACQUIRE)
+            reply = await self._pool.send(
+                self._sync.asking(claim, inbox), deadline, claim.key, self._sync.dialect.acquire
+            )
         except BaseException:
             self._sync.inbox.forget_unwatched(claim.id)
             raise
-        return self._sync.answered(claim, asked_at, reply)
+        return self._sync.answered(claim, asked_at, reply, inbox)
 
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
         inbox = self._sync.inbox
-        if inbox.listening:
+        if inbox.connected:
             return inbox.watch(busy, wake, deadline)
         # It connects. Cancelled, it is waited for (no longer than op_timeout); the withdrawal undoes it.
         return await run_sync(inbox.watch, busy, wake, deadline, limiter=self._connecting)
@@ -55,11 +63,30 @@ class AsyncRedisBackend:
     async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
         self._sync.inbox.forget(claim.id)
         frame = self._sync.leaving(claim, queued=True, in_flight=in_flight)
-        await self._pool.send(frame, deadline, claim.key, RELEASE)
+        try:
+            await self._pool.send(frame, deadline, claim.key, self._sync.dialect.release)
+        except asyncio.CancelledError:
+            if not _by_a_scope():
+                raise
+            await self._shielded(frame, deadline, claim.key)
 
     async def release(self, grant: Grant, deadline: float) -> bool:
         frame = self._sync.leaving(grant.claim, in_flight=grant.in_flight)
-        return released(await self._pool.send(frame, deadline, grant.claim.key, RELEASE))
+        try:
+            return released(await self._pool.send(frame, deadline, grant.claim.key, self._sync.dialect.release))
+        except asyncio.CancelledError:
+            if not _by_a_scope():
+                raise
+            return released(await self._shielded(frame, deadline, grant.claim.key))
+
+    async def _shielded(self, frame: bytes, deadline: float, key: str) -> Reply:
+        """Of what gives back, which is never cut short. A shield costs as much as a request and few are cancelled, so
+        that it is put up when that has come, and asked again behind it."""
+        reply: Reply | None = None
+        with anyio.CancelScope(shield=True):
+            reply = await self._pool.send(frame, deadline, key, self._sync.dialect.release)
+        assert reply is not None  # nobody cancels that scope
+        return Reply(reply.value, again=True)
 
     async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal:
         asked_at = now()
@@ -68,7 +95,9 @@ class AsyncRedisBackend:
         return renewals([ttl], asked_at, reply.value)[0]
 
     async def revoke(self, key: str, token: int, deadline: float) -> bool:
-        return released(await self._pool.send(self._sync.revoking(key, token), deadline, key, REVOKE))
+        return released(
+            await self._pool.send(self._sync.revoking(key, token), deadline, key, self._sync.dialect.revoke)
+        )
 
     async def inspect(self, key: str, deadline: float) -> Inspection:
         reply = await self._pool.send(self._sync.inspecting(key), deadline, key, INSPECT)
@@ -82,99 +111,82 @@ class AsyncRedisBackend:
 
 
 class AsyncPool:
-    """`Pool` for asyncio."""
+    """`Pool` for asyncio: one connection for all tasks, opened for whoever comes first and lent to all who wait."""
 
-    def __init__(self, server: Server, op_timeout: float) -> None:
+    def __init__(self, server: Target, op_timeout: float) -> None:
         self._server = server
         self._op_timeout = op_timeout
-        self._idle: deque[tuple[AsyncConnection, float]] = deque()
-        # A crowd of tasks shares some connections, and never keeps out who gives a lock back.
-        self._asking = asyncio.Semaphore(MOST)
-        self._giving = asyncio.Semaphore(MOST_IDLE)
+        self._link: AsyncLink | None = None
+        self._connecting: asyncio.Task[AsyncLink | Exception] | None = None
         self._guard: AsyncGenerator[None, None] | None = None
         self._closed = False
 
-    async def send(self, frame: bytes, deadline: float, key: str | None, script: Script) -> Reply:
-        """The reply to one request of ``script``."""
-        places = self._giving if script is RELEASE else self._asking
+    async def send(
+        self, frame: bytes, deadline: float, key: str | None = None, script: Script | None = None, replies: int = 1
+    ) -> Reply:
+        """The reply to one request, of ``script`` if it runs one; of several in one ``frame``, the list of ``replies``,
+        in which errors are values."""
+        link = self._link
+        if link is None or link.lost is not None:
+            link = await self._connected(deadline, key)
+        value = await link.ask(frame, deadline, replies)
+        if type(value) is int:  # as most are
+            return Reply(value, False)
         try:
-            with anyio.fail_after(max(0.0, deadline - now())) if places.locked() else nullcontext():
-                await places.acquire()
-        except TimeoutError as error:
-            raise mapped(error, self._server.address, key=key, sent=False) from error
-        try:
-            return await self._send(frame, deadline, key, script)
-        finally:
-            places.release()
-
-    async def _send(self, frame: bytes, deadline: float, key: str | None, script: Script) -> Reply:
-        connection = await self._idle_connection()
-        if connection is None:
-            return Reply(await self._send_fresh(frame, deadline, key, script), again=False)
-        try:
-            return Reply(await self._exchange(connection, frame, deadline, script), again=False)
+            return Reply(await _checked(link, value, frame, deadline, script, replies), again=False)
         except (RedisError, OSError) as error:
-            if is_stale(error):
-                await self._clear()
-            if not is_broken(error):
+            if not (link.proven and is_broken(error)):
                 raise mapped(error, self._server.address, key=key) from error
         try:
-            return Reply(await self._send_fresh(frame, deadline, key, script), again=True)
+            link = await self._connected(deadline, key)
+            value = await link.ask(frame, deadline, replies)
+            return Reply(await _checked(link, value, frame, deadline, script, replies), again=True)
         except BackendError as error:
-            error.sent = True  # the first try may have got through
-            raise
+            problem, cause = error, error.__cause__
+        except (RedisError, OSError) as error:
+            problem, cause = mapped(error, self._server.address, key=key), error
+        problem.sent = True  # the first try may have got through
+        raise problem from cause
 
-    async def _idle_connection(self) -> AsyncConnection | None:
-        while self._idle:
-            connection: Any
-            connection, since = self._idle.pop()
-            # What asyncio has seen die is not written to: its transport would break on that (before Python 3.12.2).
-            dead = connection._writer.is_closing() or connection._reader.at_eof()
-            if not dead and now() - since < LONGEST_IDLE:
-                return connection  # type: ignore[no-any-return]
-            await _drop(connection)
-        return None
+    async def _connected(self, deadline: float, key: str | None) -> AsyncLink:
+        outcome: AsyncLink | Exception | None = None
+        while outcome is None:
+            if self._link is not None and self._link.lost is None:
+                return self._link
+            connecting = self._connecting
+            if connecting is None or connecting.done():
+                # The task and the context of one caller are not those of all.
+                start = asyncio.get_running_loop().create_task
+                connecting = self._connecting = Context().run(start, self._connect())
+            await asyncio.wait({connecting}, timeout=max(0.0, deadline - now()))
+            if not connecting.done():
+                outcome = TimeoutError("the server did not answer in time")
+            elif not connecting.cancelled():  # by who cancels all tasks there are
+                outcome = connecting.result()
+        if isinstance(outcome, AsyncLink):
+            return outcome
+        if isinstance(outcome, (RedisError, OSError)):
+            raise mapped(outcome, self._server.address, key=key, sent=False) from outcome
+        raise outcome
 
-    async def _send_fresh(self, frame: bytes, deadline: float, key: str | None, script: Script) -> Any:
+    async def _connect(self) -> AsyncLink | Exception:
         if self._guard is None:
             self._guard = self._close_with_loop()
             await self._guard.__anext__()
+        self._end_link()
         connection = self._server.async_connection(self._op_timeout)
         try:
-            with anyio.fail_after(max(0.0, deadline - now())):
+            with anyio.fail_after(self._op_timeout):
                 await connection.connect()
-        except (RedisError, OSError) as error:
+            self._link = link = await AsyncLink.over(connection, LONGEST_IDLE)
+            link.last = self._closed
+            return link
+        except Exception as error:  # noqa: BLE001 - it is raised to those who wait
             await _drop(connection)
-            raise mapped(error, self._server.address, key=key, sent=False) from error
+            return error
         except BaseException:
             await _drop(connection)
             raise
-        try:
-            return await self._exchange(connection, frame, deadline, script)
-        except (RedisError, OSError) as error:
-            raise mapped(error, self._server.address, key=key) from error
-
-    async def _exchange(self, connection: AsyncConnection, frame: bytes, deadline: float, script: Script) -> Any:
-        try:
-            with anyio.fail_after(max(0.0, deadline - now())):
-                try:
-                    reply = await _ask(connection, frame)
-                except NoScriptError:
-                    reply = await _ask(connection, script.whole(frame))  # the server has forgotten it
-        except ResponseError as error:
-            await (_drop(connection) if is_stale(error) else self._give_back(connection))
-            raise
-        except BaseException:  # the reply may still come: this connection must not be used again
-            await _drop(connection)
-            raise
-        await self._give_back(connection)
-        return reply
-
-    async def _give_back(self, connection: AsyncConnection) -> None:
-        if self._closed or len(self._idle) >= MOST_IDLE:
-            await _drop(connection)
-        else:
-            self._idle.append((connection, now()))
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         """asyncio ends open async generators before it closes a loop: the one hook there is for that moment."""
@@ -182,26 +194,50 @@ class AsyncPool:
             yield
         finally:
             self._guard = None  # asyncio has hooked it to its loop, which it would keep alive
-            await self._clear()
+            connecting, self._connecting = self._connecting, None
+            if connecting is not None and not connecting.done():
+                connecting.cancel()
+                await asyncio.wait({connecting})
+            self._end_link()
 
-    async def _clear(self) -> None:
-        while self._idle:
-            await _drop(self._idle.pop()[0])
+    def _end_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     async def aclose(self) -> None:
-        """Drops the idle connections, and those in use when they come back."""
+        """Drops the connection; another that is needed afterwards, as soon as it has served."""
         self._closed = True
         if self._guard is not None:
             await self._guard.aclose()
 
 
-async def _ask(connection: AsyncConnection, frame: bytes) -> Any:
-    await connection.send_packed_command(frame, check_health=False)
-    return await connection.read_response(disable_decoding=True)
+def _by_a_scope() -> bool:
+    """Whether it is a cancel scope that has cancelled: `Task.cancel` is not held off by a shield."""
+    return anyio.current_effective_deadline() == -math.inf
+
+
+async def _checked(
+    link: AsyncLink, value: Any, frame: bytes, deadline: float, script: Script | None, replies: int
+) -> Any:
+    """``value``, which ``frame`` got; raised if it is an error, and asked for again if the server wants the script."""
+    if script is not None and any(isinstance(error, NoScriptError) for error in _errors(value, replies)):
+        value = await link.ask(script.whole(frame), deadline, replies)
+    for error in _errors(value, replies):
+        if isinstance(error, ResponseError) and is_stale(error):
+            link.close(ConnectionError(str(error)))  # the address leads to another server by now
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _errors(value: Any, replies: int) -> list[Exception]:
+    values = value if replies > 1 and isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, Exception)]
 
 
 async def _drop(connection: Any) -> None:
-    """Closes it at once. TLS would take leave first, for which a loop that ends has no time."""
+    """Closes what was not taken over, at once: a loop that ends has no time for taking leave."""
     if connection._writer is not None:
         connection._writer.transport.abort()
     await connection.disconnect(nowait=True)

@@ -1,11 +1,12 @@
-"""Where the server is and how to reach it, for connections of our own in both colours; and what its errors mean."""
+"""Where the server is and how to reach it, for connections of our own in both colours."""
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import redis
 import redis.asyncio
@@ -13,12 +14,13 @@ import redis.asyncio.retry
 import redis.backoff
 import redis.connection
 import redis.retry
-from redis import exceptions
 from redis.asyncio.connection import AbstractConnection as AsyncConnection
 
-from ..base import BackendError, BackendUnavailable, ConfigurationError, Unsupported
+from ..base import ConfigurationError, Unsupported
 
-__all__ = ("AsyncConnection", "Server", "mapped")
+__all__ = ("ESCAPES", "AsyncConnection", "Server", "Target", "shown")
+
+ESCAPES = "in a password, write / ? # @ and : as %2F %3F %23 %40 and %3A"
 
 # What is taken over from a URL or a ready client. All else (decoding, protocol, retries, health checks, …) is
 # ours to choose, so that a lock behaves the same however the client at hand is set up.
@@ -38,6 +40,29 @@ _NAMELESS = (
 _TLS_ON_ASYNCIO = signature(redis.asyncio.SSLConnection.__init__).parameters
 
 
+class Target(Protocol):
+    """What connections are made to."""
+
+    moves: ClassVar[bool]
+    """Worth another try when it fails, as it may be found elsewhere by then."""
+
+    @property
+    def address(self) -> str:
+        """For people: no user, no password."""
+        ...
+
+    @property
+    def works_on_asyncio(self) -> bool: ...
+
+    def connect(self, within: float, op_timeout: float) -> redis.Connection:
+        """A sync connection, ready in about ``within`` seconds; later each read may take ``op_timeout``."""
+        ...
+
+    def async_connection(self, timeout: float) -> AsyncConnection:
+        """An asyncio connection, not connected yet."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """One Redis server."""
@@ -45,6 +70,7 @@ class Server:
     kind: str
     """``tcp``, ``tls`` or ``unix``."""
     settings: dict[str, Any] = field(repr=False)
+    moves: ClassVar[bool] = False
 
     @classmethod
     def from_url(cls, url: str) -> Server:
@@ -62,28 +88,37 @@ class Server:
         """As a ready ``redis.Redis`` or ``redis.asyncio.Redis`` is set up."""
         pool = getattr(client, "connection_pool", None)
         if pool is None or not isinstance(client, (redis.Redis, redis.asyncio.Redis)):
-            raise Unsupported(f"a {type(client).__name__} is not supported: give a redis.Redis or redis.asyncio.Redis")
-        if "Sentinel" in type(pool).__name__:
-            raise Unsupported("a client that finds its server through Sentinel is not supported yet")
+            raise Unsupported(
+                f"a {type(client).__name__} is not supported: give a Redis or RedisCluster of redis or redis.asyncio"
+            )
         return cls.from_pool(pool)
 
     @classmethod
     def from_pool(cls, pool: Any) -> Server:
         """As a connection pool of redis-py is set up."""
-        given = pool.connection_kwargs
-        if given.get("redis_connect_func") or not pool.connection_class.__module__.startswith("redis."):
-            raise Unsupported(
-                "a client that connects in a way of its own (redis_connect_func, a connection class) is not supported:"
-                " give a URL, or a client with a credential_provider"
-            )
+        if not pool.connection_class.__module__.startswith("redis."):
+            raise _own_way()
+        is_tls = issubclass(pool.connection_class, (redis.SSLConnection, redis.asyncio.SSLConnection))
+        return cls.from_options(pool.connection_kwargs, is_tls)
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any], is_tls: bool) -> Server:
+        """As the options of a connection of redis-py say."""
+        if given.get("redis_connect_func"):
+            raise _own_way()
         settings = {name: given[name] for name in _TAKEN if given.get(name) is not None}
         if "path" in settings:
             return cls("unix", settings)
+        if not is_tls:
+            return cls("tcp", settings)
         tls = {name: value for name, value in given.items() if name.startswith("ssl_") and value is not None}
         # redis-py 5 did not look whether the certificate is for this host; later ones do, and so do we.
         tls.setdefault("ssl_check_hostname", tls.get("ssl_cert_reqs", "required") not in ("none", ssl.CERT_NONE))
-        is_tls = issubclass(pool.connection_class, (redis.SSLConnection, redis.asyncio.SSLConnection))
-        return cls("tls" if is_tls else "tcp", {**settings, **tls} if is_tls else settings)
+        return cls("tls", {**settings, **tls})
+
+    def at(self, host: str, port: int) -> Server:
+        """Another server, to be reached in the same way."""
+        return Server(self.kind, {**self.settings, "host": host, "port": port})
 
     @property
     def address(self) -> str:
@@ -92,7 +127,7 @@ class Server:
         if self.kind == "unix":
             return f"unix://{self.settings['path']}?db={db}"
         scheme = "rediss" if self.kind == "tls" else "redis"
-        return f"{scheme}://{self.settings.get('host', 'localhost')}:{self.settings.get('port', 6379)}/{db}"
+        return f"{scheme}://{shown((self.settings.get('host', 'localhost'), self.settings.get('port', 6379)))}/{db}"
 
     def connect(self, within: float, op_timeout: float) -> redis.Connection:
         """A sync connection, ready in about ``within`` seconds; later each read may take ``op_timeout``."""
@@ -128,6 +163,11 @@ class Server:
 
     def async_connection(self, timeout: float) -> AsyncConnection:
         """An asyncio connection, not connected yet."""
+        kind, options = self.async_recipe(timeout)
+        return kind(**options)
+
+    def async_recipe(self, timeout: float) -> tuple[type[AsyncConnection], dict[str, Any]]:
+        """What to make one of."""
         module = redis.asyncio
         kinds = {
             "tcp": module.Connection,
@@ -136,11 +176,10 @@ class Server:
         }
         retry = module.retry.Retry(redis.backoff.NoBackoff(), 0)
         # No timeout of the socket's own: the deadline around each exchange does better.
-        options = self._options(timeout, retry)
+        options = {**self._options(timeout, retry), "socket_timeout": None}
         for name in [name for name in options if name.startswith("ssl_") and name not in _TLS_ON_ASYNCIO]:
             del options[name]
-        connection: AsyncConnection = kinds[self.kind](socket_timeout=None, **options)
-        return connection
+        return kinds[self.kind], options
 
     def _options(self, timeout: float, retry: object) -> dict[str, Any]:
         return {
@@ -154,46 +193,21 @@ class Server:
         }
 
 
-def mapped(error: Exception, address: str, *, key: str | None = None, sent: bool = True) -> BackendError:
-    """A driver's or a socket's exception as one of ours, with what to do about it."""
-    text = str(error)
+def _own_way() -> Unsupported:
+    return Unsupported(
+        "a client that connects in a way of its own (redis_connect_func, a connection class) is not supported:"
+        " give a URL, or a client with a credential_provider"
+    )
 
-    def unavailable(what: str, sent: bool = sent) -> BackendUnavailable:
-        return BackendUnavailable(f"{what} [{address}]", key=key, backend=address, sent=sent)
 
-    def refused(what: str) -> BackendError:
-        return BackendError(f"{what} [{address}]", key=key, backend=address)
-
-    if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError)) or (
-        text.startswith(("NOAUTH", "WRONGPASS")) or "unauthenticated" in text
-    ):
-        return refused(f"the server refused the user or the password; check them: {text}")
-    if isinstance(error, exceptions.NoPermissionError) or "user executing the script" in text:
-        return refused(
-            "the user may not do this; its ACL needs +@scripting +@read +@write +@pubsub +@connection +time"
-            f" on ~distlock:* &distlock:*: {text}"
-        )
-    if isinstance(error, exceptions.BusyLoadingError):
-        return unavailable("the server is still loading its data; try again", sent=False)
-    if isinstance(error, exceptions.ReadOnlyError) or "READONLY" in text:
-        return unavailable("the server is a read-only replica; connect to the primary", sent=False)
-    if isinstance(error, exceptions.OutOfMemoryError) or "OOM command" in text:
-        return refused("the server is out of memory; raise maxmemory, and use maxmemory-policy noeviction for locks")
-    if text.startswith(("BUSY ", "MASTERDOWN")):
-        return unavailable(f"the server is busy, or waits for its primary; try again: {text}")
-    if "WRONGTYPE" in text:
-        return refused(f"a key of this lock holds data of another kind; delete it or use another namespace: {text}")
-    if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
-        return unavailable("the server did not answer in time")
-    if isinstance(error, (exceptions.ConnectionError, OSError)):
-        if isinstance(error.__context__, ssl.SSLError):  # older releases of redis-py lose its text
-            text = str(error.__context__)
-        return unavailable(f"the server cannot be reached; is it running, and is the address right? ({text})")
-    return refused(f"the server answered with an error: {text}")
+def shown(address: tuple[str, int]) -> str:
+    """Host and port as in a URL."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _plain(error: Exception) -> str:
     """What it says, but for what could repeat a part of the URL."""
     if "ort" in str(error):  # "Port could not be cast to integer value as '…'": what stands there may be a password's
-        return "its port is no number; in a password, write / ? # @ and : as %2F %3F %23 %40 and %3A"
+        return f"its port is no number; {ESCAPES}"
     return str(error) if str(error).startswith("Invalid value for") else type(error).__name__

@@ -1,271 +1,335 @@
 """How a process waits: one subscribed connection for all its waiters, and one request now and then.
 
+Whoever waits in a thread of its own listens to it for all, one at a time: so the news need not go from thread to
+thread. For tasks of an event loop a thread of the inbox does so, which also sends that request.
+
 Messages are hints. What a lost one would have said is found by the refresh, which every third of a ttl keeps
 the places in the queues, and runs at the very moment at which a holder that died would lose its lock.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import secrets
-import selectors
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from redis import Connection
 from redis.exceptions import RedisError
 
-from ..base import PROVISIONAL, Busy, Claim, DistLockError, Subscription, Wake, now
-from ._connect import Server, mapped
-from ._scripts import command
+from ..base import (
+    PROVISIONAL,
+    BackendUnavailable,
+    Busy,
+    Claim,
+    Confirmation,
+    DistLockError,
+    Grant,
+    Subscription,
+    Wake,
+    now,
+)
+from ._connect import Target
+from ._ear import Ear
+from ._errors import mapped
+from ._hearing import ECHO, Hearing
+from ._listeners import THREAD
+from ._scripts import SERVER, Dialect
+from ._values import NO_INBOX
+from ._waiting import SLACK, Kept, Waiting, Watch, WatchHere
 
 __all__ = ("Inbox",)
 
 log = logging.getLogger("distlock")
 
-Refresh = Callable[[bytes, Mapping[str, Sequence[str]]], Mapping[str, tuple[int, Sequence[str]]]]
-"""Sends an echo to the channel and keeps the places of claims, by key; gives, by key, the ms until the lock ends and
-the claims to wake."""
+Refresh = Callable[[bytes, Mapping[str, Sequence[str]]], Kept]
+"""Sends an echo to the channel and keeps the places of claims, by key."""
 
-NOT_LISTENING = b"-"
-SLACK = 0.002
+Confirm = Callable[[Claim, bytes], "Confirmation | None"]
+"""Sends the confirmation of a lock that was handed to a claim on a channel, and does not wait for the answer."""
+
+ENOUGH = 0.75 * PROVISIONAL
+"""Seconds of proven holding with which to go on before the confirmation is answered.
+
+News that came that fast leaves time for the confirmation and its answer, and for another try if that is lost.
+"""
 LONGEST_PAUSE = 1.0
-ECHO = 1.0
-"""Seconds that a message of our own may take to come back."""
 
 
-@dataclass(slots=True)
-class _Waiting:
-    claim: Claim
-    wake: Wake | None = None
-    free_at: float = math.inf
-    woken: bool = False
+class Inbox(Hearing):
+    """For one server. Thread-safe. Connects when the first claim has to wait, and stays connected until `close`.
 
+    In a cluster there is one for each primary, and a channel for each slot in which someone waits. A claim whose slot
+    moves is woken, and goes on at another's: `forget` gives its ``wake`` back, to `watch` there. (Where there are no
+    slots, all is in slot 0.)
+    """
 
-class Inbox:
-    """Thread-safe. Connects when the first claim has to wait, and stays connected until `close`."""
-
-    def __init__(self, server: Server, namespace: str, op_timeout: float, refresh: Refresh) -> None:
-        self._server = server
-        self._namespace = namespace
-        self._op_timeout = op_timeout
+    def __init__(
+        self,
+        server: Target,
+        namespace: str,
+        op_timeout: float,
+        refresh: Refresh,
+        dialect: Dialect = SERVER,
+        confirm: Confirm | None = None,
+    ) -> None:
         self._refresh = refresh
-        self._reset()
+        self._confirm = confirm
+        super().__init__(server, namespace, op_timeout, dialect)
 
     def _reset(self) -> None:
-        self._channel = f"distlock:{self._namespace}:inbox:{secrets.token_hex(8)}".encode()
-        self._mutex = threading.Lock()
+        super()._reset()
         self._starting = threading.Lock()
-        self._waiting: dict[str, _Waiting] = {}
-        self._listening = False
-        self._closed = False
         self._thread: threading.Thread | None = None
-        self._connection: Connection | None = None
-        self._bell: tuple[socket.socket, socket.socket] | None = None
         self._refreshed_at = 0.0
-        self._due = math.inf  # the thread sleeps no longer; when all is reckoned up, it may turn out to be later
-        self._echo_due = math.inf
+        self._pause = 0.0
 
     # Called by whoever acquires.
 
     @property
-    def listening(self) -> bool:
-        """A message sent now would be received."""
-        return self._listening
+    def connected(self) -> bool:
+        """`watch` will not wait for the server."""
+        return self._thread is not None
 
     def expect(self, claim: Claim) -> bytes:
         """The channel to queue ``claim`` with; from now on news of it is kept for its watch."""
-        if self._listening:
-            with self._mutex:
-                if self._listening:  # else the thread may have ended: it has seen nobody waiting
-                    self._entry(claim)
-                    return self._channel
-        return NOT_LISTENING
+        if self._thread is None:
+            return NO_INBOX
+        slot = self._channels.slot(claim.key)
+        with self._mutex:
+            if slot in self._channels.heard:  # else the thread may have ended: it has seen nobody waiting
+                self._entry(claim, slot).queued = True
+                return self._channels.name(slot)
+            self._unheard = self._unheard or claim.id in self._waiting  # the slot was taken away, and may be back
+        self._nudge_if_unheard()
+        return NO_INBOX
 
-    def forget(self, claim_id: str) -> None:
-        """No news of this claim is wanted."""
-        if self._waiting:
-            with self._mutex:
-                self._waiting.pop(claim_id, None)
+    def forget(self, claim_id: str) -> Wake | None:
+        """No news of this claim is wanted. How it was to be woken."""
+        if not self._waiting:
+            return None
+        with self._mutex:
+            self._elsewhere.discard(claim_id)
+            waiting = self._waiting.pop(claim_id, None)
+            # It was to listen, and was interrupted before it could pass that on; or it was the last one elsewhere, for
+            # whom the thread was just about to.
+            self._pass_on(claim_id)
+            return None if waiting is None else waiting.wake
 
-    def forget_unwatched(self, claim_id: str) -> None:
-        """The request that `expect` prepared came to nothing."""
+    def forget_unwatched(self, claim_id: str) -> bool:
+        """The request that `expect` prepared came to nothing. True if nothing is expected of it any more."""
         with self._mutex:
             if (waiting := self._waiting.get(claim_id)) and waiting.wake is None:
                 del self._waiting[claim_id]
+            return claim_id not in self._waiting
 
-    def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
-        """Wakes when asking again may help: at once if the claim is not in the queue yet."""
+    def watch(self, busy: Busy, wake: Wake, deadline: float, *, here: bool = False) -> Subscription:
+        """Wakes when asking again may help: if the claim has no place in the queue yet, as soon as it could be told.
+
+        ``here``: this thread will wait by `attend`.
+        """
+        slot = self._channels.slot(busy.claim.key)
         with self._mutex:
-            queued = busy.claim.id in self._waiting
-            waiting = self._entry(busy.claim)
+            waiting = self._entry(busy.claim, slot)
             waiting.wake = wake
-            woken = waiting.woken
-        watch = _Watch(self, busy.claim.id)
+            if not here:
+                self._elsewhere.add(busy.claim.id)
+                if self._reader is None:
+                    self._changed.notify()
+            self._unheard = self._unheard or slot not in self._channels.heard
+        watch = (WatchHere if here else Watch)(self, busy.claim.id)
         try:
             self._start(deadline)
         except BaseException:
             watch.close()
             raise
-        self.ends_in(busy)
-        if woken or not queued:
+        if not waiting.queued:
+            self.ends_in(busy)
+        if waiting.woken or (not waiting.queued and slot in self._channels.heard):
+            waiting.woken = False
             wake()
         return watch
 
-    def _entry(self, claim: Claim) -> _Waiting:
+    def attend(self, claim_id: str, deadline: float) -> bool:
+        """Waits for news of it, in the thread that asked, until there are some or the deadline; it may hear for all.
+
+        False: nothing is known of this claim.
+        """
+        with self._mutex:
+            waiting = self._waiting.get(claim_id)
+            if waiting is None:
+                return False
+            waiting.turn = turn = threading.Lock()
+            turn.acquire()
+        try:
+            while (left := deadline - now()) > 0:
+                with self._mutex:
+                    if waiting.woken or self._closed:
+                        break
+                    ear = self._take_over(claim_id)
+                if ear is not None:
+                    self._lead(ear, deadline)
+                else:
+                    turn.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+        finally:
+            with self._mutex:
+                waiting.woken, waiting.turn = False, None
+                self._pass_on(claim_id)
+                if self._ear is not None and self._reader is not None and self._reading == threading.get_ident():
+                    self._ear.ring()  # a signal's handler has heard what the one that it interrupted waits for
+        return True
+
+    def granted(self, claim_id: str) -> Grant | None:
+        """Its grant, if holding is proven by what was heard; the confirmation was sent then."""
+        waiting = self._waiting.get(claim_id)
+        if waiting is None or waiting.given is None or self._confirm is None:
+            return None
+        (token, deadline), waiting.given = waiting.given, None
+        if deadline - now() < ENOUGH:
+            return None
+        confirmation = self._confirm(waiting.claim, self._channels.name(waiting.slot))
+        return None if confirmation is None else Grant(waiting.claim, token, deadline, False, confirmation)
+
+    def _entry(self, claim: Claim, slot: int) -> Waiting:
         if not self._waiting:
             self._refreshed_at = now()  # there was no place to keep before
-        return self._waiting.setdefault(claim.id, _Waiting(claim))
+        return self._waiting.setdefault(claim.id, Waiting(claim, slot))
 
-    def ends_in(self, busy: Busy) -> None:
+    def ends_in(self, busy: Busy, epoch: float | None = None) -> None:
         """Notes when the lock ends by itself."""
-        ttl = None if busy.holder is None else busy.holder.ttl
         with self._mutex:
             waiting = self._waiting.get(busy.claim.id)
             if waiting is None:
                 return
-            waiting.free_at = math.inf if ttl is None else now() + ttl + SLACK
+            if epoch is not None:
+                waiting.epoch = epoch
+            waiting.free_at = math.inf if busy.ends_in is None else now() + busy.ends_in + SLACK
             due = min(waiting.free_at, self._refreshed_at + waiting.claim.ttl / 3)
             sooner = due < self._due
             if sooner:
                 self._due = due
         if sooner:
-            self._ring()
+            self._nudge()
 
     def close(self) -> None:
         """Ends the thread and its connection. Who still waits is woken, to find that out."""
         self._closed = True
-        self._listening = False
-        self._ring()
+        self._channels.heard.clear()
         self._wake(list(self._waiting))
+        self._nudge()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(self._op_timeout)
 
     def after_fork(self) -> None:
         """In a forked child: the inherited sockets are closed without a word to the server."""
-        if self._connection is not None:
-            self._connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
-        for end in self._bell or ():
-            end.close()
+        if self._ear is not None:
+            self._ear.close()
         self._reset()
 
     # Connecting.
 
     def _start(self, deadline: float) -> None:
-        if self._listening:
+        if self._thread is not None:  # it sees who waits, and ends only if nobody does
+            self._nudge_if_unheard()
             return
         if not self._starting.acquire(timeout=max(0.0, deadline - now())):
             raise mapped(TimeoutError(), self._server.address, sent=False)
         try:
-            # A thread that is there but not listening reconnects, and will tell its waiters.
             if self._thread is None and not self._closed:
-                self._connection = self._subscribe(deadline - now())
-                self._bell = socket.socketpair()
-                for end in self._bell:
-                    end.setblocking(False)
-                self._listening = True
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._connection, self._bell), name="distlock-inbox", daemon=True
-                )
-                self._thread.start()
+                self._ear = self._subscribe(deadline - now())
+                self._launch(self._ear)
+            self._nudge_if_unheard()
         finally:
             self._starting.release()
 
-    def _subscribe(self, timeout: float) -> Connection:
-        timeout = max(0.01, min(timeout, self._op_timeout))
-        connection: Connection | None = None
+    def _launch(self, ear: Ear) -> None:
+        self._thread = threading.Thread(target=self._run, args=(ear,), name="distlock-inbox", daemon=True)
         try:
-            connection = self._server.connect(timeout, self._op_timeout)
-            connection.send_packed_command([command(b"SUBSCRIBE", self._channel)], check_health=False)
-            if not connection.can_read(timeout):
-                raise TimeoutError
-            connection.read_response()
+            self._thread.start()
         except BaseException as error:
-            if connection is not None:
-                connection.disconnect()
-            if isinstance(error, (RedisError, OSError)):
-                raise mapped(error, self._server.address, sent=False) from error
+            self._thread = self._ear = None
+            self._channels.clear()
+            ear.close()
+            if isinstance(error, RuntimeError):  # no room for one more thread; or the interpreter is going down
+                raise BackendUnavailable(
+                    f"nobody can listen for the lock: {error} [{self._server.address}]", backend=self._server.address
+                ) from error
             raise
-        return connection
 
-    # What the thread does.
+    # Listening: in a thread that waits, or the inbox's own.
 
-    def _run(self, connection: Connection | None, bell: tuple[socket.socket, socket.socket]) -> None:
+    def _lead(self, ear: Ear, deadline: float) -> None:
+        try:
+            self._listen(ear, deadline)
+        except BaseException as error:  # news may be lost with it: the thread listens anew, and looks
+            with self._mutex:
+                ours = isinstance(error, RedisError)
+                self._broken = error if ours else InterruptedError(f"who listened was interrupted: {error!r}")
+            if not ours:
+                raise
+            return
+        if now() >= self._due:
+            with self._mutex:
+                self._due, self._overdue = math.inf, True
+                self._changed.notify()
+
+    def _run(self, ear: Ear | None) -> None:
         # It ends what it was given or made itself: when nobody waits any more, the next thread may start already.
         try:
-            while connection is not None and not self._closed:
+            while ear is not None and not self._closed:
                 try:
-                    self._listen(connection, bell[0])
-                except Exception as error:  # whatever it is, who waits must not be left alone
-                    expected = isinstance(error, (RedisError, OSError))
-                    log.log(
-                        logging.INFO if expected else logging.ERROR,
-                        "the connection that brings wake-ups broke: %s",
-                        error,
-                        exc_info=not expected,
-                    )
-                    connection.disconnect()
-                    connection = self._reconnect(bell[0])
+                    if self._is_to_listen():
+                        self._listen(ear, math.inf)
+                    self._refresh_due()
+                except Exception as error:  # noqa: BLE001 - whatever it is, who waits must not be left alone
+                    self._broken = error
+                if self._broken is not None:
+                    self._dismiss(ear)
+                    ear = self._reconnect(self._broken)
         finally:
-            for end in bell:
-                end.close()
-            if connection is not None:
-                connection.disconnect()
+            if ear is not None:
+                self._dismiss(ear)
 
-    def _listen(self, connection: Connection, bell: socket.socket) -> None:
-        due = self._due
-        # TLS may have decrypted more than one message: ask the connection before the socket.
-        if not connection.can_read(0):
-            timeout = None if due == math.inf else max(0.0, due - now())
-            _readable(connection._sock, bell, timeout=timeout)
-        with contextlib.suppress(BlockingIOError):
-            bell.recv(4096)
-        while connection.can_read(0):
-            self._receive(connection.read_response(disable_decoding=True))
-        if not self._closed and now() >= due:
-            with self._mutex:
-                self._due = due = self._next_due()
-            if now() >= due:
-                self._refresh_all()
+    # What is asked now and then.
 
-    def _receive(self, message: object) -> None:
-        if not isinstance(message, list) or message[0] != b"message":
+    def _refresh_due(self) -> None:
+        if self._closed or not (self._overdue or now() >= self._due):
             return
-        kind, _, claim_id = message[2].decode(errors="replace").partition(" ")
-        if kind == "e":
-            self._echo_due = math.inf
-            return
-        if kind in ("g", "s"):  # granted, or to stand by: if nobody confirms it, the lock is free in a moment
-            with self._mutex:
-                if waiting := self._waiting.get(claim_id):
-                    waiting.free_at = now() + PROVISIONAL + SLACK
-                    self._due = min(self._due, waiting.free_at)
-        if kind in ("g", "w"):
-            self._wake([claim_id])
+        with self._mutex:
+            self._overdue, self._due = False, self._next_due()
+        if now() >= self._due:
+            self._refresh_all()
 
     def _refresh_all(self) -> None:
         if now() >= self._echo_due:  # half open: the server thinks that it reaches us
             raise OSError("no message came through since the last refresh")
+        by_slot: dict[int, dict[str, list[str]]] = {}
         with self._mutex:
-            self._refreshed_at = now()
-            by_key: dict[str, list[str]] = {}
+            self._refreshed_at, self._look_at = now(), math.inf
             for waiting in self._waiting.values():
+                by_key = by_slot.setdefault(waiting.slot, {})
                 by_key.setdefault(waiting.claim.key, []).append(waiting.claim.id)
                 waiting.free_at = math.inf
-        if not by_key:
-            return
-        self._echo_due = min(self._echo_due, now() + ECHO)
-        try:
-            found = self._refresh(self._channel, by_key)
-        except DistLockError as error:
-            log.info("keeping the place in the queue failed: %s", error)
+                if waiting.stand_by <= self._refreshed_at:
+                    waiting.stand_by = math.inf
+        if by_slot:
+            self._echo_due = min(self._echo_due, now() + ECHO)
+        heard, answers = True, True
+        for slot, by_key in by_slot.items():
+            try:
+                if answers:
+                    heard = self._refresh_slot(slot, by_key) and heard
+                    continue
+            except DistLockError as error:
+                log.info("keeping the place in the queue failed: %s", error)
+                answers = not isinstance(error, BackendUnavailable)
             self._wake([one for ids in by_key.values() for one in ids])  # each finds out for itself what is wrong
-            return
+        if not heard:  # the news comes by way of a replica, from a primary that thinks nobody listens
+            raise OSError("the server knows nothing of our subscription")
+        self._pause = 0.0
+
+    def _refresh_slot(self, slot: int, by_key: Mapping[str, Sequence[str]]) -> bool:
+        found, heard = self._refresh(self._channels.name(slot), by_key)
         t = now()
         with self._mutex:
             for waiting in self._waiting.values():
@@ -273,67 +337,47 @@ class Inbox:
                 if pttl >= 0:  # not later than what was learnt while the answer was on its way
                     waiting.free_at = min(waiting.free_at, t + pttl / 1000 + SLACK)
         self._wake([one for _, ids in found.values() for one in ids])
+        return heard or slot not in self._channels.heard
 
     def _next_due(self) -> float:
         if not self._waiting:
             return math.inf
         third = min(waiting.claim.ttl for waiting in self._waiting.values()) / 3
-        return min(self._refreshed_at + third, min(waiting.free_at for waiting in self._waiting.values()))
+        first_free = min(waiting.look_at for waiting in self._waiting.values())
+        return min(self._look_at, self._refreshed_at + third, first_free)
 
-    def _wake(self, claim_ids: Sequence[str]) -> None:
-        with self._mutex:
-            found = [self._waiting[one] for one in claim_ids if one in self._waiting]
-            for waiting in found:
-                waiting.woken = True
-        for waiting in found:
-            if waiting.wake is not None:
-                waiting.wake()
-
-    def _reconnect(self, bell: socket.socket) -> Connection | None:
+    def _reconnect(self, error: BaseException) -> Ear | None:
         """None: nobody waits any more, the thread ends."""
-        pause = 0.05
-        self._due = -math.inf  # no need to ring meanwhile
+        bug = None if isinstance(error, (RedisError, OSError)) else error
+        log.log(logging.ERROR if bug else logging.INFO, "the inbox's connection broke: %s", error, exc_info=bug)
+        self._due = -math.inf  # no need to nudge meanwhile
         while not self._closed:
             with self._mutex:
-                self._listening = False
+                self._channels.clear()
+                for waiting in self._waiting.values():  # the next connection may lead to a server with another clock
+                    waiting.epoch = waiting.given = None
                 claim_ids = list(self._waiting)
                 if not claim_ids:
-                    self._thread = None
+                    self._thread = self._ear = self._reader = self._broken = None
                     return None
+                self._changed.wait_for(lambda: self._closed, self._pause)
+            self._pause = min(max(0.05, 2 * self._pause), LONGEST_PAUSE)  # until all is well
             try:
-                self._connection = connection = self._subscribe(self._op_timeout)
+                ear = self._subscribe(self._op_timeout)
             except DistLockError:
                 self._wake(claim_ids)  # they ask, and learn of the outage
-                _readable(bell, timeout=pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
                 continue
-            self._echo_due = math.inf
-            self._listening = True
-            self._refresh_all()  # finds what was said while nobody listened
-            return connection
+            except Exception:  # of a credential provider, say
+                log.exception("connecting the inbox again met an error of another kind, and is tried again")
+                self._wake(claim_ids)
+                continue
+            with self._mutex:
+                self._ear, self._broken = ear, None
+                self._look_at = -math.inf  # finds what was said while nobody listened
+                self._pass_on(THREAD)
+            return ear
         return None
 
-    def _ring(self) -> None:
-        if self._bell is not None:
-            with contextlib.suppress(OSError):
-                self._bell[1].send(b"!")
-
-
-class _Watch:
-    __slots__ = ("_claim_id", "_inbox")
-
-    def __init__(self, inbox: Inbox, claim_id: str) -> None:
-        self._inbox = inbox
-        self._claim_id = claim_id
-
-    def close(self) -> None:
-        self._inbox.forget(self._claim_id)
-
-
-def _readable(*sockets: socket.socket | None, timeout: float | None) -> None:
-    """Until one has something to read. Not select(2), which ends at 1024 files."""
-    with selectors.DefaultSelector() as selector:
-        for each in sockets:
-            if each is not None:
-                selector.register(each, selectors.EVENT_READ)
-        selector.select(timeout)
+    def _nudge_if_unheard(self) -> None:
+        if self._unheard and self._due > -math.inf:
+            self._nudge()

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 __all__ = (
-    "ACQUIRE",
+    "CLUSTER",
+    "CONFIRM",
     "INSPECT",
-    "REFRESH",
-    "RELEASE",
     "RENEW",
-    "REVOKE",
+    "SERVER",
+    "SHARD",
+    "Dialect",
     "Script",
     "bulk",
     "bulks",
     "clock_key",
     "command",
     "lock_keys",
-    "own_key",
+    "own_keys",
 )
 
 
@@ -28,19 +29,26 @@ class Script:
 
     __slots__ = ("_eval", "_evalsha", "name")
 
-    def __init__(self, name: str) -> None:
-        folder = files("distlock.backends.redis")
-        common = (folder / "common.lua").read_bytes()
+    def __init__(self, name: str, hears: str = "server") -> None:
+        """``hears``: the kind of server, by the name of a ``hears_*.lua``."""
+        folder = files("distlock.backends.redis") / "lua"
+        text = (folder / f"{name}.lua").read_bytes()
         # A fast path may stand before the functions: making those takes longer than a free lock does.
-        text = (folder / f"{name}.lua").read_bytes().replace(b"-- include common.lua\n", common)
+        for part, file in ((b"common", "common.lua"), (b"hears", f"hears_{hears}.lua")):
+            text = text.replace(b"-- include %b.lua\n" % part, (folder / file).read_bytes())
         digest = hashlib.sha1(text, usedforsecurity=False).hexdigest()  # Redis names scripts so
-        self.name = name
+        self.name: str = name
         self._evalsha = bulk(b"EVALSHA") + bulk(digest.encode())
         self._eval = bulk(b"EVAL") + bulk(text)
 
     def head(self, key_count: int, keys: bytes, arg_count: int) -> bytes:
         """The request up to its arguments; ``keys`` are packed already."""
         return b"*%d\r\n" % (3 + key_count + arg_count) + self._evalsha + bulk(b"%d" % key_count) + keys
+
+    @property
+    def load(self) -> bytes:
+        """The request after which the server knows it."""
+        return b"*3\r\n" + bulks((b"SCRIPT", b"LOAD")) + self._eval.removeprefix(bulk(b"EVAL"))
 
     def whole(self, frame: bytes) -> bytes:
         """The same request for a server that does not know the script."""
@@ -73,9 +81,14 @@ def lock_keys(namespace: str, key: str) -> bytes:
     return bulk(lock) + bulk(lock + b":q") + bulk(lock + b":w")
 
 
-def own_key(namespace: str, key: str) -> bytes:
-    """The name of a lock's first key, packed."""
-    return bulk(f"distlock:{{{namespace}:{key}}}".encode())
+def own_keys(namespace: str, keys: Sequence[str]) -> bytes:
+    """The names of the first keys of locks, packed."""
+    start = f"distlock:{{{namespace}:"
+    more = len(start) + 1
+    text = "".join([f"${len(key) + more}\r\n{start}{key}}}\r\n" for key in keys])
+    if text.isascii():  # else characters are not bytes
+        return text.encode()
+    return bulks([f"{start}{key}}}".encode() for key in keys])
 
 
 def clock_key(namespace: str) -> bytes:
@@ -83,9 +96,32 @@ def clock_key(namespace: str) -> bytes:
     return bulk(f"distlock:{namespace}:clock".encode())
 
 
-ACQUIRE = Script("acquire")
-RELEASE = Script("release")
+class Dialect:
+    """How a kind of server tells a process that waits, and the scripts that do so."""
+
+    def __init__(
+        self, hears: str, subscribe: bytes, message: bytes, subscribed: bytes, unsubscribed: bytes, *, by_slot: bool
+    ) -> None:
+        self.subscribe = subscribe
+        self.message = message
+        """What a message is called that comes in; and below, that a channel is listened to from now on, and no more."""
+        self.subscribed = subscribed
+        self.unsubscribed = unsubscribed
+        self.by_slot = by_slot
+        """One channel for each slot of a cluster, and in it. Else one for all locks."""
+        # Read now, and not by the first lock, which may be in an event loop.
+        self.acquire: Script = Script("acquire", hears)
+        self.release: Script = Script("release", hears)
+        self.revoke: Script = Script("revoke", hears)
+        self.refresh: Script = Script("refresh", hears)
+
+
+SERVER = Dialect("server", b"SUBSCRIBE", b"message", b"subscribe", b"unsubscribe", by_slot=False)
+SHARD = Dialect("shard", b"SSUBSCRIBE", b"smessage", b"ssubscribe", b"sunsubscribe", by_slot=True)
+"""A cluster of Redis 7 or later."""
+CLUSTER = Dialect("cluster", b"SUBSCRIBE", b"message", b"subscribe", b"unsubscribe", by_slot=True)
+"""An older cluster."""
+
+CONFIRM = Script("confirm")
 RENEW = Script("renew")
-REVOKE = Script("revoke")
-REFRESH = Script("refresh")
 INSPECT = Script("inspect")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -13,6 +14,7 @@ from ._scripts import bulks
 __all__ = ("NO_INBOX", "acquired", "inspection", "milliseconds", "renewals", "terms")
 
 NO_INBOX = b"-"
+LOST = Renewal(LeaseState.LOST)
 
 
 def milliseconds(seconds: float) -> bytes:
@@ -27,12 +29,14 @@ def terms(ttl: float, owner: str | None, reentrant: bool, about: str, inbox: byt
     return bulks((milliseconds(ttl), name, about.encode(), inbox))
 
 
-def acquired(claim: Claim, asked_at: float, reply: Any, in_flight: bool) -> Grant | Busy:
-    """What ``acquire.lua`` said."""
+def acquired(claim: Claim, asked_at: float, reply: Any, in_flight: bool, inbox: bytes) -> Grant | Busy:
+    """What ``acquire.lua`` said to who asked with this inbox."""
     if isinstance(reply, int):
         return Grant(claim, reply, proven_until(asked_at, claim.ttl), in_flight)
     pttl, held_us, value = reply
-    return Busy(claim, _holder(value, held_us, pttl), in_flight=in_flight)
+    # Who is told, or finds out by the refresh, need not ask by itself as well.
+    watched = math.inf if claim.wait and inbox != NO_INBOX else None
+    return Busy(claim, partial(_holder, value, held_us, pttl), watched, in_flight, pttl / 1000 if pttl >= 0 else None)
 
 
 def inspection(key: str, reply: Any) -> Inspection:
@@ -70,9 +74,10 @@ def _owner_name(ids: bytes, owner: bytes) -> str:
     return unquote(named.decode(errors="replace")) if owner != b"-" else alone.decode(errors="replace")
 
 
-def renewals(ttls: Sequence[float], asked_at: float, reply: Any) -> list[Renewal]:
+def renewals(ttls: Sequence[float], asked_at: float, lost: Sequence[int]) -> list[Renewal]:
     """What ``renew.lua`` said."""
-    return [
-        Renewal(LeaseState.HELD, proven_until(asked_at, ttl)) if held else Renewal(LeaseState.LOST)
-        for ttl, held in zip(ttls, reply, strict=True)
-    ]
+    held = {ttl: Renewal(LeaseState.HELD, proven_until(asked_at, ttl)) for ttl in set(ttls)}
+    results = [held[ttl] for ttl in ttls]
+    for position in lost:
+        results[position - 1] = LOST
+    return results

@@ -1,4 +1,4 @@
-"""What is said over a connection once redis-py has opened it: a request, and its reply (RESP 2).
+"""What is said over a connection once redis-py has opened it: requests, and their replies (RESP 2).
 
 redis-py's own way takes a tenth of what acquiring and releasing a lock takes.
 """
@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from typing import Any
 
 from redis import Connection
-from redis.exceptions import BusyLoadingError, InvalidResponse, NoPermissionError, NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse
 
 from ..base import now
+from ._replies import Replies
 
-__all__ = ("Wire",)
+__all__ = ("NOTHING", "Late", "Wire")
 
-# What `mapped` tells apart by more than the text.
-_ERRORS: dict[str, type[Exception]] = {
-    "NOSCRIPT": NoScriptError,
-    "NOPERM": NoPermissionError,
-    "LOADING": BusyLoadingError,
-}
+NOTHING: Any = object()
+"""No whole reply has come yet; None is one."""
+
+
+class Late(TimeoutError):
+    """Nothing came in time, and nothing is lost: the reply may still be read."""
 
 
 class Wire:
@@ -31,85 +33,74 @@ class Wire:
         self._connection = connection
         link: Any = connection._sock  # redis-py says None until it is connected
         self._socket: socket.socket = link
+        self._recv = link.recv
         self._timeout = self._longest = timeout
         self._most = 0.99 * timeout  # to set another costs a call into the kernel
-        self._deadline = 0.0
         # To send by the socket Python would ask poll(2) first, whether there is room; there always is for so little.
-        self._fd = link.fileno() if type(link) is socket.socket and os.name == "posix" else None
-        self._data = b""
-        self._at = 0
-        self.idle_since = 0.0
+        self._fd = link.fileno() if type(link) is socket.socket and os.name == "posix" else -1
+        self._replies = Replies()
+        self._whole: deque[Any] = deque()
+        self.torn = False
+        """A request was sent in part."""
 
-    def ask(self, frame: bytes, deadline: float) -> Any:
-        """The reply; `ResponseError` if it is an error, `TimeoutError` if none came until about ``deadline``.
+    def ask(self, frame: bytes, left: float) -> Any:
+        """The reply to the only request on its way, or `NOTHING` if not all of it has come.
 
-        After any other error the reply may still come, so that the connection is of no use any more.
+        ``left`` are seconds. `Late`: the reply may still come, and can be read then.
         """
-        left = deadline - now()
-        timeout = self._longest if left > self._most else max(0.001, left)
-        if timeout != self._timeout:
-            self._set_timeout(timeout)
-        self._deadline = deadline
+        self.write(frame, left)
+        data = self._receive()
+        if data[0] == 58 and data[-1] == 10:  # an integer, as in most cases
+            try:
+                return int(data[1:])
+            except ValueError as error:
+                raise InvalidResponse(f"not a reply in RESP 2: {error}") from error
+        self._whole.extend(self._replies.feed(data))
+        return self.reply()
+
+    def write(self, frames: bytes, left: float) -> None:
+        """Sends all of it."""
+        if left < self._most or self._timeout != self._longest:
+            self._allow(left)
         try:
-            rest = frame if self._fd is None else frame[os.write(self._fd, frame) :]
-            if rest:
-                self._socket.sendall(rest)
-            self._data, self._at = self._socket.recv(65536), 0
-            if self._data[:1] == b":" and self._data[-2:] == b"\r\n":  # an integer, as in most cases
-                return int(self._data[1:])
-            return self._reply()
-        except ValueError as error:
-            raise InvalidResponse(f"not a reply in RESP 2: {error}") from error
+            sent = 0 if self._fd < 0 else os.write(self._fd, frames)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(frames):
+            self.torn = True
+            self._socket.sendall(frames[sent:])
+            self.torn = False
+
+    def receive(self, deadline: float) -> None:
+        """Takes in what has come; waits for something. `Late`: nothing came."""
+        self._allow(deadline - now())
+        self._whole.extend(self._replies.feed(self._receive()))
+
+    def _receive(self) -> bytes:
+        try:
+            data: bytes = self._recv(65536)
+        except TimeoutError as error:
+            raise Late from error
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        return data
+
+    def _allow(self, left: float) -> None:
+        timeout = max(0.001, left) if left < self._most else self._longest
+        if timeout != self._timeout:
+            self._socket.settimeout(timeout)
+            self._timeout = timeout
+
+    def reply(self) -> Any:
+        """The next reply, or `NOTHING` if not all of it has been received. An error is given, not raised."""
+        if not self._whole:
+            return NOTHING
+        value = self._whole.popleft()
+        if type(value) is ConnectionError:
+            raise value
+        return value
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it; in a forked child without a word to the server."""
+        self._fd = -1  # the number may be another file's soon
         self._connection.disconnect()
-
-    def _set_timeout(self, timeout: float) -> None:
-        self._socket.settimeout(timeout)
-        self._timeout = timeout
-
-    def _reply(self) -> Any:
-        line = self._line()
-        kind, rest = line[:1], line[1:]
-        if kind == b":":
-            return int(rest)
-        if kind == b"$":
-            return self._text(int(rest))
-        if kind == b"*":
-            return [self._reply() for _ in range(int(rest))]
-        if kind == b"-":
-            raise _error(rest.decode(errors="replace"))
-        if kind == b"+":
-            return rest
-        raise ValueError(line[:40])
-
-    def _line(self) -> bytes:
-        while (end := self._data.find(b"\r\n", self._at)) < 0:
-            self._receive()
-        line = self._data[self._at : end]
-        self._at = end + 2
-        return line
-
-    def _text(self, length: int) -> bytes | None:
-        if length < 0:
-            return None
-        while len(self._data) < self._at + length + 2:
-            self._receive()
-        text = self._data[self._at : self._at + length]
-        self._at += length + 2
-        return text
-
-    def _receive(self) -> None:
-        self._set_timeout(max(0.001, self._deadline - now()))
-        more = self._socket.recv(65536)
-        if not more:
-            raise ConnectionError("the server closed the connection")
-        self._data, self._at = self._data[self._at :] + more, 0
-
-
-def _error(text: str) -> Exception:
-    code, _, rest = text.partition(" ")
-    if "max number of clients" in text:  # said in place of a welcome
-        return ConnectionError(text)
-    return _ERRORS[code](rest) if code in _ERRORS else ResponseError(text)

@@ -1,12 +1,15 @@
--- Included by every other script. What a lock consists of, in one slot by the hash tag {namespace:key}:
+-- Included by every other script; itself it includes the one of hears_*.lua that the kind of server wants.
+--
+-- What a lock consists of, in one slot by the hash tag {namespace:key}:
 --
 --   lock     string  "1 <claim ids> <token> <owner> <about>"        expires with the lease
 --   queue    zset    claim id -> rank                                 lowest first
 --   waiters  hash    claim id -> "1 <alive until> <ttl> <owner> <inbox> <about>"   times in ms
 --                    "!<inbox>" -> the lock was handed to this process, which has not been heard of since
 --                    "?" -> the inbox that the lock was handed to last
+--                    "&a", "&b" -> a claim, its inbox and until when (in ms) that is told of what has come of the lock
 --
--- and what all locks of a namespace share, so that the scripts are for one server: a cluster needs one a slot.
+-- and what all locks of a namespace share, or in a cluster those of a slot:
 --
 --   clock    string  the highest token given out in this namespace    kept for 24 h
 --
@@ -18,7 +21,7 @@
 -- Every script names its KEYS and ARGV, and sets LOCK, QUEUE, WAITERS, CLOCK before it calls a function.
 
 local LOCK, QUEUE, WAITERS, CLOCK
-local PROVISIONAL = 1000 -- ms within which a waiter that was handed the lock must ask again
+local PROVISIONAL = 1000 -- ms within which a waiter that was handed the lock must confirm it
 local NEAR = 4           -- waiters looked at from either end, to find one of another process
 local NOBODY = '1 0 0 - - ' -- so that what is said of a process does not look like one that waits
 
@@ -63,12 +66,20 @@ local function live_at_least(key, ms)
   end
 end
 
+-- Writes in any case: WAIT waits for what was written just before.
+local function prolong(lock, ms)
+  redis.call('PEXPIRE', lock, math.max(redis.call('PTTL', lock), ms))
+end
+
+-- True if others wait.
 local function dequeue(id)
   redis.call('ZREM', QUEUE, id)
-  redis.call('HDEL', WAITERS, id)
   if redis.call('EXISTS', QUEUE) == 0 then
     redis.call('DEL', WAITERS) -- what is left is of no use any more
+    return false
   end
+  redis.call('HDEL', WAITERS, id)
+  return true
 end
 
 local function enqueue(id, ttl, record)
@@ -101,11 +112,13 @@ local function waiter_at(i, now_ms)
   end
 end
 
--- Whether a process would receive a message. PUBLISH also counts whoever listens to a pattern, such as a monitor.
+-- include hears.lua
+
+-- Whether a process would receive a message.
 local hearing = {}
 local function hears(inbox)
   if hearing[inbox] == nil then
-    hearing[inbox] = inbox ~= '-' and redis.call('PUBSUB', 'NUMSUB', inbox)[2] > 0
+    hearing[inbox] = inbox ~= '-' and listens(inbox)
   end
   return hearing[inbox]
 end
@@ -135,36 +148,56 @@ local function may_join(owner, holder)
   return owner == holder and string.sub(owner, 1, 1) == '='
 end
 
--- Tells those in the queue what the hand-over means for them: others of the same owner may enter; and if it
--- is not confirmed yet, another process must be there to notice that it never is.
+-- Whether a process other than this one is about to look at the lock, within a second; if not, where to note the
+-- next that is told to. Two of them serve all: one is of another process than the one that is handed the lock.
+local function stood_by(inbox, now_ms)
+  local place = '&a'
+  for n, record in ipairs(redis.call('HMGET', WAITERS, '&a', '&b')) do
+    local id, other, till = string.match(record or '', '(%S+) (%S+) (%d+)$')
+    if till and tonumber(till) > now_ms and redis.call('HEXISTS', WAITERS, id) == 1 then
+      if other ~= inbox and hears(other) and not in_doubt(other) then
+        return true
+      end
+      place = n == 1 and '&b' or '&a'
+    end
+  end
+  return false, place
+end
+
+-- Tells those in the queue what the hand-over means for them: others of the same owner may enter; and if it is not
+-- confirmed yet, another process must be there to notice that it never is: by way of a claim that waits for long yet.
 local function tell_others(inbox, owner, confirmed, now_ms)
-  local told = {}
-  for n = 1, 2 * NEAR do -- the first ones, then the last ones: a process may have many in a row
-    local id, _, theirs, other = waiter_at(n <= NEAR and n - 1 or NEAR - n, now_ms)
+  local told, joinable, place = {}, string.sub(owner, 1, 1) == '=', nil
+  if not confirmed then
+    confirmed, place = stood_by(inbox, now_ms)
+  end
+  for n = 1, 2 * NEAR do -- the last ones, then the first ones: a process may have many in a row
+    if confirmed and not joinable then
+      return
+    end
+    local id, _, theirs, other = waiter_at(n <= NEAR and -n or n - NEAR - 1, now_ms)
     if not id then
       return
     end
     if not told[id] and may_join(theirs, owner) and hears(other) then
-      redis.call('PUBLISH', other, 'w ' .. id)
+      tell(other, 'w ' .. id)
       told[id] = true
     elseif not confirmed and other ~= inbox and hears(other) and not in_doubt(other) then
-      redis.call('PUBLISH', other, 's ' .. id)
+      tell(other, 's ' .. id)
+      redis.call('HSET', WAITERS, place, NOBODY .. id .. ' ' .. other .. ' ' .. digits(now_ms + PROVISIONAL))
       confirmed = true
-    end
-    if confirmed and string.sub(owner, 1, 1) ~= '=' then
-      return
     end
   end
 end
 
--- A grant to a waiter. It is provisional: it has to be confirmed by asking again, as `asker` is doing right now.
+-- A grant to a waiter. It is provisional: it has to be confirmed, or asked for again, as `asker` is doing right now.
 local function hand_to(us, asker, id, ttl, owner, inbox, about)
-  dequeue(id)
-  give(id, next_token(us), owner, about, math.min(PROVISIONAL, ttl))
+  local others = dequeue(id)
+  local token = give(id, next_token(us), owner, about, math.min(PROVISIONAL, ttl))
   if id ~= asker then
-    redis.call('PUBLISH', inbox, 'g ' .. id)
+    tell(inbox, 'g ' .. id .. ' ' .. digits(token) .. ' ' .. digits(us))
   end
-  if waiters_left() then
+  if others then
     if id ~= asker then
       doubt(inbox)
     end

@@ -3,7 +3,9 @@
 -- KEYS  1 clock; then lock, queue, waiters for each lock waited for
 -- ARGV  1 the inbox of that process  2 "1" to send it an echo; then for each lock: how many claims, and their ids
 --
--- Returns  for each lock: {pttl, ids...}  pttl: ms until it ends by itself (-2: free, -1: never);
+-- Returns  {heard, then for each lock: {pttl, ids...}}
+--          heard: 0 if this server knows that nobody listens to the inbox, 1 if not;
+--          pttl: ms until the lock ends by itself (-2: free, -1: never);
 --          ids: claims that had better ask again, as they are out of the queue or may enter
 
 -- include common.lua
@@ -36,10 +38,11 @@ local function keep(claims)
   return redis.call('PTTL', LOCK), found
 end
 
+local results, arg = {1}, 3
 if ARGV[2] == '1' then
-  redis.call('PUBLISH', inbox, 'e')
+  tell(inbox, 'e')
+  results[1] = listens(inbox) and 1 or 0
 end
-local results, arg = {}, 3
 for k = 2, #KEYS, 3 do
   LOCK, QUEUE, WAITERS = KEYS[k], KEYS[k + 1], KEYS[k + 2]
   local claims = {}
