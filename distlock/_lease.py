@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import release as _release
 from ._core.acquire import Line
-from ._core.actor import poster
+from ._core.actor import current_actor, poster
 from ._core.blocks import Blocks
 from ._core.drive import drive
 from ._core.hold import Hold
-from ._core.watchdog import Watchdog
 from ._errors import BackendUnavailable, ConfigurationError, LockLost, NotHeld, add_note
 from ._options import WhenLost, check_at_least, check_ttl
 from ._types import LeaseState
 
 if TYPE_CHECKING:
     from anyio import CancelScope
+
+    from ._manager import Manager
 
 __all__ = ("AsyncLease", "Lease", "current")
 
@@ -40,20 +41,25 @@ def current() -> Lease | AsyncLease:
 
 
 class BaseLease:
-    """What the two colours share. All of it is thread-safe and none of it asks a server."""
+    """What the two colours share. All of it is thread-safe and none of it asks a server.
 
-    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_open", "_watchdog", "_when_lost", "entered_by")
+    A lock that was handed over may be entered before its confirmation is answered: then `remaining`, and an
+    `ensure_held` that wants more than what is proven without it, wait for that answer as long as that is proven, which
+    is a second at most.
+    """
 
-    def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
+    __slots__ = ("__weakref__", "_done", "_hold", "_keeper", "_line", "_open", "_when_lost", "entered_by")
+
+    def __init__(self, hold: Hold, line: Line, when_lost: WhenLost, keeper: Manager) -> None:
         self._done = False
-        self._open = False
+        self._open: object = None
+        """The thread or task in which its block is open."""
         self._hold = hold
         self._line = line
-        self._watchdog = watchdog
         self._when_lost = when_lost
         self.entered_by: object = None
-        """The recipe whose block this is."""
-        self._keeper = keeper  # the manager: not closed by the garbage collector while a lease lives
+        """The recipe whose block this is: acquired here and now, to be entered."""
+        self._keeper = keeper  # which is not closed by the garbage collector while a lease lives
 
     @property
     def key(self) -> str:
@@ -87,13 +93,13 @@ class BaseLease:
         return LeaseState.RELEASED if self._done else self._hold.state
 
     def remaining(self) -> float:
-        """Seconds for which holding is still proven, by the local monotonic clock."""
+        """Seconds for which holding is proven, by the local monotonic clock."""
         return 0.0 if self._done else self._hold.remaining()
 
     def ensure_held(self, at_least: float = 0.0) -> int:
         """The token, if more than ``at_least`` seconds are proven.
 
-        Raises `LockLost` otherwise and `NotHeld` after release. Asks no thread and no server, so it is cheap
+        Raises `LockLost` otherwise and `NotHeld` after release. Asks no server (but see above), so it is cheap
         enough to stand before every write.
         """
         check_at_least(at_least)
@@ -108,7 +114,17 @@ class BaseLease:
         For ``pass_fds`` of `subprocess`, so that a child that works under the lock keeps others out even if this
         process dies. `release` ends that, too.
         """
-        return self._watchdog._backend.descriptors(self._hold.grant)
+        return self._keeper._backend.descriptors(self._hold.grant)
+
+    def guard(self) -> Any:
+        """What a transaction of your own in the same store compares, to be carried out only while the lock is held.
+
+        On etcd key and create revision (`distlock.backends.etcd.Guard`), on ZooKeeper path and version
+        (`distlock.backends.zookeeper.Guard`). Raises `Unsupported` on stores that have no
+        such transactions, where `token` is for what you write to; and else what `ensure_held` raises.
+        """
+        self.ensure_held()
+        return self._keeper._backend.guard(self._hold.grant)
 
     def on_lost(self, callback: Callable[[], object]) -> None:
         """Calls ``callback`` once, in a thread of its own, as soon as loss is certain: before the store lets
@@ -139,22 +155,23 @@ class BaseLease:
         """Marks this lease released; True if it is the one that has to give up the hold."""
         if self._done:
             return False
-        if self._hold.state is LeaseState.LOST or self._hold.leave():
+        hold = self._hold
+        if (hold.count > 1 and hold.state is LeaseState.LOST) or hold.leave():
             return True
         self._done = True
         return False
 
     def _enter(self) -> None:
-        if self.remaining() <= 0:
+        if self._done or not self._hold.remaining(0.0):
             self.ensure_held()
-        if self._open:
+        if self._open is not None:
             raise RuntimeError(f"the block of this lease of {self.key!r} is open already; a lock may be re-entered")
-        self._open = True
-        blocks.push(self)
+        self._open = self._hold.actor if self.entered_by is not None else current_actor()
+        blocks.push(self, self._open)
 
     def _exit(self) -> None:
-        blocks.remove(self)
-        self._open = False
+        blocks.remove(self, self._open)
+        self._open = None
 
     def _rescue(self) -> None:
         """The block was torn down by what a signal handler raised, before the release had begun: it begins now."""
@@ -162,8 +179,9 @@ class BaseLease:
             self._exit()
             if self._last_one_out():
                 self._hold.giving_up = True
-                self._watchdog.forget(self._hold)
-                self._watchdog.give_up(self._hold.grant.claim, in_flight=False, done=self._hold.finish)
+                self._keeper._watchdog.forget(self._hold)
+                grant = self._hold.grant
+                self._keeper._watchdog.give_up(grant.claim, in_flight=grant.in_flight, done=self._hold.finish)
 
     def _settle(self, body: BaseException | None, problem: Exception | None) -> None:
         """Leaving a block: which error comes out of it. ``problem`` is what releasing raised."""
@@ -193,7 +211,8 @@ class Lease(BaseLease):
         passed; calling it again is allowed.
         """
         if self._last_one_out():
-            drive(_release.release(self._line, self._hold, self._watchdog))
+            keeper = self._keeper
+            _release.release_sync(self._line, keeper._backend, self._hold, keeper._watchdog)
             self._done = True
 
     def extend(self, ttl: float | None = None) -> None:
@@ -201,7 +220,9 @@ class Lease(BaseLease):
 
         Never adds, never revives an ended lease (`LockLost`), `Unsupported` where the store cannot.
         """
-        drive(_release.extend(self._line, self._hold, check_ttl(ttl, self._hold.grant.claim.ttl), self._watchdog))
+        drive(
+            _release.extend(self._line, self._hold, check_ttl(ttl, self._hold.grant.claim.ttl), self._keeper._watchdog)
+        )
 
     def __enter__(self) -> Lease:
         if self._when_lost == "cancel":
@@ -226,22 +247,22 @@ class AsyncLease(BaseLease):
 
     __slots__ = ("_cancel", "_scope")
 
-    def __init__(self, hold: Hold, line: Line, watchdog: Watchdog, when_lost: WhenLost, keeper: object) -> None:
-        super().__init__(hold, line, watchdog, when_lost, keeper)
+    def __init__(self, hold: Hold, line: Line, when_lost: WhenLost, keeper: Manager) -> None:
+        super().__init__(hold, line, when_lost, keeper)
         self._scope: CancelScope | None = None
-        self._cancel: Callable[[], object] = lambda: None
+        self._cancel: Callable[[], object] = _nothing
 
     async def release(self) -> None:
         """Gives the lock up, even if the task is being cancelled. See `Lease.release`."""
         if self._last_one_out():
-            await _release.release(self._line, self._hold, self._watchdog)
+            await _release.release(self._line, self._hold, self._keeper._watchdog)
             self._done = True
         self._hold.off_lost(self._cancel)  # this lease's block has nothing to fear any more
 
     async def extend(self, ttl: float | None = None) -> None:
         """Sets the time that is left. See `Lease.extend`."""
         ttl = check_ttl(ttl, self._hold.grant.claim.ttl)
-        await _release.extend(self._line, self._hold, ttl, self._watchdog)
+        await _release.extend(self._line, self._hold, ttl, self._keeper._watchdog)
 
     async def __aenter__(self) -> AsyncLease:
         self._enter()
@@ -298,6 +319,10 @@ class AsyncLease(BaseLease):
 def no_cancelling(key: str) -> ConfigurationError:
     """The error for a block of sync code that asks for what only event loops can do."""
     return ConfigurationError('when_lost="cancel" needs "async with": a thread cannot be cancelled', key=key)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _soon(post: Callable[[Callable[[], object]], object], call: Callable[[], Any]) -> Callable[[], object]:

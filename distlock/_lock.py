@@ -51,7 +51,7 @@ class Lock:
         Raises `AcquireTimeout`, `BackendUnavailable` when the store does not answer, `Deadlock` when this thread
         holds it in an open block and would wait for ever.
         """
-        return self._manager_of().acquire(self.key, self._with(timeout))
+        return self._manager_of().acquire(self.key, self._options if timeout is SAME else self._with(timeout))
 
     def try_acquire(self) -> Lease | None:
         """One attempt without waiting; None if someone else has it."""
@@ -59,15 +59,14 @@ class Lock:
 
     async def acquire_async(self, timeout: float | _Same | None = SAME) -> AsyncLease:
         """`acquire` for asyncio and trio. Cancelled, it leaves nothing held and nothing queued."""
-        return await self._manager_of().acquire_async(self.key, self._with(timeout))
+        options = self._options if timeout is SAME else self._with(timeout)
+        return await self._manager_of().acquire_async(self.key, options)
 
     async def try_acquire_async(self) -> AsyncLease | None:
         """`try_acquire` for asyncio and trio."""
         return await self._manager_of().try_acquire_async(self.key, self._options)
 
-    def _with(self, timeout: float | _Same | None) -> Options:
-        if timeout is SAME:
-            return self._options
+    def _with(self, timeout: float | None) -> Options:
         return replace(self._options, timeout=check_timeout(timeout))
 
     def __enter__(self) -> Lease:
@@ -115,6 +114,9 @@ class Lock:
         return await lease.__aexit__(kind, body, trace)
 
     def _own_block(self) -> BaseLease:
+        lease = blocks.innermost()
+        if lease is not None and lease.entered_by is self:
+            return lease
         return blocks.find(lambda lease: lease.entered_by is self)
 
     def __call__(self, function: F) -> F:

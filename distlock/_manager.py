@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from . import _who
 from ._clock import now
-from ._core.acquire import Line, acquire, timed_out
+from ._core.acquire import Line, acquire, acquire_sync, timed_out
 from ._core.actor import current_actor, current_loop
 from ._core.adapt import Immediate
 from ._core.drive import drive
@@ -50,10 +50,9 @@ class Manager:
         self._op_timeout = op_timeout
         self._closed = False
         self._watchdog = Watchdog(backend, op_timeout)
+        backend.on_loss = self._watchdog.hurry
         self._line = self._line_over(Immediate(backend), SyncRuntime())
         self._lines: weakref.WeakKeyDictionary[object, Line] = weakref.WeakKeyDictionary()
-        # Holds that may be re-entered, by key and thread or task.
-        self._reentrant: weakref.WeakValueDictionary[tuple[str, object], Hold] = weakref.WeakValueDictionary()
         self._finalizer = weakref.finalize(self, _drop, self._watchdog, backend)
         self._finalizer.atexit = False  # at exit daemon threads and sockets just end
         _managers.add(self)
@@ -174,17 +173,17 @@ class Manager:
         when_lost = options.when_lost or "raise"
         hold = self._re_entered(key, options, actor, wait)
         if hold is not None:
-            return Lease(hold, self._line, self._watchdog, when_lost, self)
+            return Lease(hold, self._line, when_lost, self)
         claim = self._claim(key, options, actor, wait)
         try:
-            outcome = drive(acquire(self._line, claim, _deadline(options)))
+            outcome = acquire_sync(self._line, self._backend, claim, _deadline(options))
             if isinstance(outcome, Busy):
                 return outcome
-            return Lease(self._kept(outcome, options, actor), self._line, self._watchdog, when_lost, self)
+            return Lease(self._kept(outcome, options, actor), self._line, when_lost, self)
         except (DistLockError, ValueError):
             raise
         except BaseException:  # Ctrl-C, or what another signal's handler raised: perhaps between the grant and here
-            self._watchdog.give_up(claim, in_flight=False)
+            self._watchdog.give_up(claim)
             raise
 
     async def _acquire_async(self, key: str, options: Options, *, wait: bool) -> AsyncLease | Busy:
@@ -193,33 +192,36 @@ class Manager:
         line = self._async_line()
         hold = self._re_entered(key, options, actor, wait)
         if hold is not None:
-            return AsyncLease(hold, line, self._watchdog, when_lost, self)
+            return AsyncLease(hold, line, when_lost, self)
         outcome = await acquire(line, self._claim(key, options, actor, wait), _deadline(options))
         if isinstance(outcome, Busy):
             return outcome
-        return AsyncLease(self._kept(outcome, options, actor), line, self._watchdog, when_lost, self)
+        return AsyncLease(self._kept(outcome, options, actor), line, when_lost, self)
 
     def _claim(self, key: str, options: Options, actor: object, wait: bool) -> Claim:
         if self._closed:
             raise self._closed_error(key)
         about = _who.introduce(actor, options.metadata)
         by_owner = options.reentrant and options.owner is not None
-        return Claim(_who.new_claim_id(), key, options.ttl, wait, options.owner, by_owner, about)
+        renewed = options.renew and options.max_hold is None
+        return Claim(_who.new_claim_id(), key, options.ttl, wait, options.owner, by_owner, about, renewed)
 
     def _closed_error(self, key: str) -> DistLockError:
         return DistLockError(f"this manager was closed [{self.address}]", key=key, backend=self.address)
 
     def _kept(self, grant: Grant, options: Options, actor: object) -> Hold:
         hold = Hold(grant, renew=options.renew, max_hold=options.max_hold, actor=actor)
-        self._watchdog.keep(hold)
+        self._watchdog.keep(hold, reentrant=options.reentrant and options.owner is None)
         if self._closed:  # while we waited: nobody is there to renew it
             hold.lose("its manager was closed")
-            with suppress(DistLockError):
-                self._backend.withdraw(grant.claim, now() + self._op_timeout, in_flight=grant.in_flight)
+            # An event loop may be waiting for this; and the watchdog has ended.
+            threading.Thread(target=self._return, args=(grant,), name="distlock-return", daemon=True).start()
             raise self._closed_error(grant.claim.key)
-        if options.reentrant and options.owner is None:
-            self._reentrant[grant.claim.key, actor] = hold
         return hold
+
+    def _return(self, grant: Grant) -> None:
+        with suppress(DistLockError):
+            self._backend.withdraw(grant.claim, now() + self._op_timeout, in_flight=grant.in_flight)
 
     def _re_entered(self, key: str, options: Options, actor: object, wait: bool) -> Hold | None:
         """The hold of the same thread or task, if the lock may be entered again."""
@@ -227,8 +229,8 @@ class Manager:
             if options.owner is not None:
                 self._check_supported(key, options)
                 return None
-            hold = self._reentrant.get((key, actor))
-            if hold is not None and hold.enter_again():
+            hold = self._watchdog.reentrant(key)
+            if hold is not None and hold.actor is actor and hold.enter_again():
                 return hold
         if wait and options.timeout is None:
             self._check_deadlock(key, options, actor)
@@ -248,7 +250,7 @@ class Manager:
     def _held_for_ever(self, lease: BaseLease) -> bool:
         hold = lease._hold
         renewed = hold.renew and hold.ends_at == math.inf and not hold.giving_up
-        return lease._watchdog is self._watchdog and renewed and hold.state in (LeaseState.HELD, LeaseState.UNKNOWN)
+        return lease._keeper is self and renewed and hold.state in (LeaseState.HELD, LeaseState.UNKNOWN)
 
     def _check_supported(self, key: str, options: Options) -> None:
         if options.reentrant and options.owner is not None and not self.guarantees.owner_reentrant:
@@ -270,7 +272,7 @@ class Manager:
                 asynchronous = Immediate(backend)
             else:
                 asynchronous = backend.native() or Threaded(backend, self._watchdog.give_up)
-            line = self._lines[loop] = self._line_over(asynchronous, AsyncRuntime())
+            line = self._lines[loop] = self._line_over(asynchronous, AsyncRuntime(shields=not asynchronous.shields))
         return line
 
     def _line_over(self, backend: AsyncBackend, runtime: Runtime) -> Line:
@@ -325,7 +327,6 @@ class Manager:
         # Kept: transports that are collected unregister their sockets, and an epoll instance is the parent's too.
         _inherited.append(dict(self._lines))
         self._lines = weakref.WeakKeyDictionary()
-        self._reentrant = weakref.WeakValueDictionary()
 
 
 def _check_token(token: int) -> int:
@@ -440,6 +441,7 @@ def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()
     blocks.after_fork()
+    Hold.after_fork()
     _who.after_fork()
     for manager in list(_managers):
         manager._after_fork()

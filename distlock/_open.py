@@ -21,7 +21,22 @@ BUILT_IN = {
     "redis": ("redis", "redis"),
     "rediss": ("redis", "redis"),
     "unix": ("redis", "redis"),
+    "redis+sentinel": ("redis", "redis"),
+    "rediss+sentinel": ("redis", "redis"),
+    "redis+cluster": ("redis", "redis"),
+    "rediss+cluster": ("redis", "redis"),
+    "redlock": ("redis.redlock", "redis"),
+    "redlock+tls": ("redis.redlock", "redis"),
+    "etcd": ("etcd", "etcd"),
+    "etcd+tls": ("etcd", "etcd"),
+    "zookeeper": ("zookeeper", "zookeeper"),
+    "zookeeper+tls": ("zookeeper", "zookeeper"),
+    "zk": ("zookeeper", "zookeeper"),
+    "zk+tls": ("zookeeper", "zookeeper"),
 }
+
+# By the package whose clients it takes.
+CLIENTS = {"redis": ("redis", "redis"), "etcd3": ("etcd", "etcd"), "kazoo": ("zookeeper", "zookeeper")}
 
 NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -48,10 +63,12 @@ def open_backend(target: Any, namespace: str | None, op_timeout: float) -> SyncB
         if given is not None:
             raise ConfigurationError("a backend has its namespace already: give it to the backend, not to connect()")
         return target
-    if any(base.__module__.partition(".")[0] == "redis" for base in type(target).__mro__):
-        return _load("redis", "redis").open_client(target, namespace=namespace, op_timeout=op_timeout)  # type: ignore[no-any-return]
+    drivers = {base.__module__.partition(".")[0] for base in type(target).__mro__}
+    for driver, (module, extra) in CLIENTS.items():
+        if driver in drivers:
+            return _load(module, extra).open_client(target, namespace=namespace, op_timeout=op_timeout)  # type: ignore[no-any-return]
     raise ConfigurationError(
-        f"cannot connect to a {type(target).__name__}: give a URL, a client of redis-py, or a backend"
+        f"cannot connect to a {type(target).__name__}: give a URL, a client of redis-py, etcd3 or kazoo, or a backend"
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 __all__ = (
     "Busy",
@@ -43,6 +44,7 @@ class Fault(enum.Enum):
     STORE_CLOCK_JUMP = "the store's clock jumps"
     CLOCK_SET_BACK = "the machine's wall clock is set back across a restart"
     STOPPED_WAITER = "a waiting process that is stopped (SIGSTOP) is given the lock and keeps it until it goes on"
+    STALE_LEADER = "a leader that was voted out and does not know it yet answers, or ends leases (etcd before 3.5)"
     FOREIGN_MACHINE = "two machines use it at the same time (a shared or network folder)"
 
 
@@ -67,33 +69,57 @@ class Guarantees:
     """Faults under which two holders may overlap or tokens may fall."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+# These two are made for every lock: a frozen dataclass takes three times as long to make.
+
+
+class Claim(NamedTuple):
     """One acquire call: the unit of idempotency and of ownership."""
 
     id: str
+    """Never given out twice: ASCII, without blanks and commas."""
     key: str
+    """The lock's name."""
     ttl: float
+    """Seconds."""
     wait: bool
     """Queue for the lock when it is taken."""
     owner: str | None = None
     """Who re-enters: only meaningful with ``reentrant``."""
     reentrant: bool = False
+    """Others of the same ``owner`` may enter, too."""
     about: str = "{}"
     """Who asks, as the text that `Waiter.read` understands; backends store it and give it back."""
+    renewed: bool = True
+    """It is to be renewed until it is released; False: not at all, or not for ever."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Confirmation(Protocol):
+    """The request that makes a provisional grant a whole one. It was sent; the lock is entered before the answer."""
+
+    def outcome(self, patience: float) -> Renewal | None:
+        """What it has brought: UNKNOWN, if no answer will come; None, if none came within so many seconds.
+
+        Thread-safe. Raises nothing of its own.
+        """
+
+
+class Grant(NamedTuple):
     """The store gave the lock to ``claim``."""
 
     claim: Claim
+    """Who asked."""
     token: int
+    """The fencing token: above that of every earlier grant of this key."""
     deadline: float
     """Until when holding is proven, by `distlock._clock.now`; counted from *before* the request was sent."""
     in_flight: bool = False
     """An earlier request for it was not answered and may still be on its way. After the release it must come to
     nothing."""
+    confirmation: Confirmation | None = None
+    """``deadline`` is that of a lock which was handed over provisionally; this will prove it for longer."""
+    until: float | None = None
+    """Of a store whose sessions have a length of their own: the end of the ttl, if ``deadline`` may be sooner and is to
+    be moved by renewing, even for a lock that is not to be renewed beyond its ttl."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +178,20 @@ class Busy:
     """The lock is someone else's."""
 
     claim: Claim
-    holder: Holder | None = None
+    found: Holder | Callable[[], Holder | None] | None = None
+    """Who has it, or how to find that out of what the store said: few of those who wait want to know."""
     retry_after: float | None = None
-    """Seconds after which to ask again even if nothing woke the waiter; ``None``: the watch sees to it."""
+    """Seconds after which to ask again even if nothing woke the waiter. ``inf``: the watch finds by itself what a lost
+    wake-up would have said; ``None``: the core's own bound, 30 s."""
     in_flight: bool = False
     """As in `Grant`."""
+    ends_in: float | None = None
+    """Seconds until the store frees it by itself, where that is known."""
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who has it."""
+        return self.found() if callable(self.found) else self.found
 
 
 @dataclass(frozen=True, slots=True)

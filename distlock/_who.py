@@ -33,12 +33,12 @@ def after_fork() -> None:
 
 def new_claim_id() -> str:
     """Never given out twice, in any process: 80 random bits for the process, and a counter."""
-    return f"{_process}{next(_count):x}"
+    return f"{_process}{next(_count)}"
 
 
 def introduce(actor: object, metadata: Mapping[str, str] | None) -> str:
     """The caller, as a text to be stored beside its claim."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(4)  # a lock's method; each frame that is made takes its time
     while frame is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)

@@ -17,10 +17,12 @@ Post = Callable[[Callable[[], object]], object]
 
 def current_actor() -> object:
     """The running task, else the running thread."""
-    loop = _running_loop()
-    if loop is not None and (task := _asyncio().current_task(loop)) is not None:
-        return task
-    if "trio" in sys.modules and (trio_task := _trio_task()) is not None:
+    modules = sys.modules
+    if "asyncio.events" in modules:
+        loop = _running_loop()
+        if loop is not None and (task := _asyncio().current_task(loop)) is not None:
+            return task
+    if "trio" in modules and (trio_task := _trio_task()) is not None:
         return trio_task
     return threading.current_thread()
 

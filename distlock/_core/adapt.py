@@ -14,6 +14,8 @@ class Immediate:
 
     __slots__ = ("_sync",)
 
+    shields = True
+
     def __init__(self, backend: SyncBackend) -> None:
         self._sync = backend
 
@@ -21,7 +23,7 @@ class Immediate:
         return self._sync.acquire(claim, deadline)
 
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
-        return self._sync.watch(busy, wake, deadline)
+        return self._sync.watch_here(busy, wake, deadline)
 
     async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
         self._sync.withdraw(claim, deadline, in_flight=in_flight)

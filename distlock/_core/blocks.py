@@ -27,10 +27,10 @@ class Blocks(Generic[T]):
         """In a forked child: another thread may have held the lock."""
         self._lock = threading.RLock()
 
-    def push(self, block: T) -> None:
-        """``block`` opens in the running thread or task."""
+    def push(self, block: T, actor: object) -> None:
+        """``block`` opens in the thread or task ``actor``."""
         with self._lock:
-            self._stacks.setdefault(current_actor(), []).append(block)
+            self._stacks.setdefault(actor, []).append(block)
 
     def of(self, actor: object) -> tuple[T, ...]:
         """Outermost first."""
@@ -58,13 +58,11 @@ class Blocks(Generic[T]):
             )
         return elsewhere[0]
 
-    def remove(self, block: T) -> None:
-        """``block`` is left, wherever it was opened."""
+    def remove(self, block: T, actor: object) -> None:
+        """``block``, which opened in ``actor``, is left, wherever that may be."""
         with self._lock:
-            for actor in (current_actor(), *self._stacks):
-                stack = self._stacks.get(actor, [])
-                if block in stack:
-                    stack.remove(block)
-                    if not stack:
-                        del self._stacks[actor]
-                    return
+            stack = self._stacks.get(actor, [])
+            if block in stack:
+                stack.remove(block)
+                if not stack:
+                    del self._stacks[actor]

@@ -10,13 +10,16 @@ import anyio
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 
-from .._clock import seconds_left
+from .._clock import now, seconds_left
 from .._errors import BackendUnavailable
 from ..backends.base import Busy, Claim, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
 from .actor import poster
-from .runtime import Signal
+from .runtime import NO_SHIELD, Signal
 
 __all__ = ("AsyncRuntime", "CancelScope", "Threaded", "run_sync")
+
+PATIENCE = 1.0
+"""Seconds for a thread that was left behind to give back what it got."""
 
 GRACE = 0.25
 """Seconds for a call that keeps its deadline to come back from its thread."""
@@ -38,7 +41,7 @@ class _LoopSignal:
     def _fire(self) -> None:
         self._event.set()
 
-    async def wait(self, deadline: float) -> None:
+    async def wait(self, deadline: float, attend: object = None) -> None:
         with anyio.move_on_after(seconds_left(deadline)):
             await self._event.wait()
         self._event = anyio.Event()
@@ -47,11 +50,14 @@ class _LoopSignal:
 class AsyncRuntime:
     """For asyncio and trio."""
 
+    def __init__(self, *, shields: bool) -> None:
+        self._shields = shields
+
     def signal(self) -> Signal:
         return _LoopSignal()
 
     def shield(self, deadline: float) -> AbstractContextManager[object]:
-        return anyio.fail_after(seconds_left(deadline), shield=True)
+        return anyio.fail_after(seconds_left(deadline), shield=True) if self._shields else NO_SHIELD
 
 
 class Threaded:
@@ -60,6 +66,8 @@ class Threaded:
     A cancelled caller goes on at once, and what the thread it left behind brings is given back by that thread.
     Calls that give something back have places of their own, so that a crowd of acquirers never keeps them out.
     """
+
+    shields = False
 
     def __init__(self, backend: SyncBackend, give_up: Callable[[Claim], object]) -> None:
         self._sync = backend
@@ -75,7 +83,7 @@ class Threaded:
             # The caller has withdrawn already, perhaps before this came to pass. It cannot have asked again: who was
             # cancelled does not, and a call that overran its deadline has used up the time for another.
             if abandoned:
-                self._give_up(claim)
+                self._give_back(claim)
             return outcome
 
         try:
@@ -83,6 +91,13 @@ class Threaded:
         except BaseException:
             abandoned.append(True)
             raise
+
+    def _give_back(self, claim: Claim) -> None:
+        # Here, in the thread that was left behind: the watchdog may have ended with its manager by now.
+        try:
+            self._sync.withdraw(claim, now() + PATIENCE, in_flight=False)
+        except Exception:  # noqa: BLE001 - then it is for the watchdog, if there is one
+            self._give_up(claim)
 
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
         made: list[Subscription] = []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .._clock import now
 from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, Unsupported
 from .._types import LeaseState
-from ..backends.base import proven_until
+from ..backends.base import SyncBackend, proven_until
 from .acquire import Line
 from .hold import GONE, Hold
 from .watchdog import Watchdog
 
-__all__ = ("ensure_held", "extend", "lost", "release")
+__all__ = ("ensure_held", "extend", "lost", "release", "release_sync")
 
 
 def lost(hold: Hold, address: str) -> LockLost:
@@ -27,15 +25,16 @@ def lost(hold: Hold, address: str) -> LockLost:
 
 
 def ensure_held(hold: Hold, at_least: float, address: str) -> int:
-    """The token, if holding is proven for more than ``at_least`` seconds. Asks no thread and no server."""
-    if hold.remaining() > at_least:
+    """The token, if holding is proven for more than ``at_least`` seconds. See `Hold.remaining`."""
+    left = hold.remaining(at_least)
+    if left > at_least:
         return hold.grant.token
     key = hold.grant.claim.key
     if hold.state is LeaseState.RELEASED or hold.giving_up:
         raise NotHeld(f"the lease of {key!r} was released [{address}]", key=key, backend=address)
     if hold.state is not LeaseState.LOST:
         raise LockLost(
-            f"the lease of {key!r} is proven for {hold.remaining():.3f} s more, not for {at_least:g} s [{address}]",
+            f"the lease of {key!r} is proven for {left:.3f} s more, not for {at_least:g} s [{address}]",
             key=key,
             backend=address,
         )
@@ -48,16 +47,13 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
     `LockLost` if it had ended before. If the store does not answer, the watchdog goes on with it until the
     outcome is known or the ttl has passed, and the error comes out.
     """
-    state = hold.state
-    if state is LeaseState.RELEASED:
+    if not _is_to_do(line, hold):
         return
-    if state is LeaseState.LOST:
-        raise lost(hold, line.address)
     retried = hold.giving_up
-    hold.giving_up = True  # from here on nobody renews it or relies on it
-    watchdog.forget(hold)
-    deadline = now() + line.op_timeout
     try:
+        hold.giving_up = True  # from here on nobody renews it or relies on it
+        watchdog.forget(hold)
+        deadline = now() + line.op_timeout
         with line.runtime.shield(deadline):
             ours = await line.backend.release(hold.grant, deadline)
     except BaseException as error:
@@ -71,8 +67,34 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
                 sent=True,
             ) from error
         raise
+    _finish(line, hold, ours or retried)
+
+
+def release_sync(line: Line, backend: SyncBackend, hold: Hold, watchdog: Watchdog) -> None:
+    """`release` in a thread; ``line`` leads to ``backend``, whose deadline bounds it. Ctrl-C is the caller's will."""
+    if not _is_to_do(line, hold):
+        return
+    retried = hold.giving_up
+    try:
+        hold.giving_up = True
+        watchdog.forget(hold)
+        ours = backend.release(hold.grant, now() + line.op_timeout)
+    except BaseException:
+        watchdog.give_up(hold.grant.claim, done=hold.finish)
+        raise
+    _finish(line, hold, ours or retried)
+
+
+def _is_to_do(line: Line, hold: Hold) -> bool:
+    state = hold.state
+    if state is LeaseState.LOST:
+        raise lost(hold, line.address)
+    return state is not LeaseState.RELEASED
+
+
+def _finish(line: Line, hold: Hold, ours: bool) -> None:
     # Gone at a second try: the first one, whose reply was lost, has done it.
-    if ours or retried or hold.state is LeaseState.RELEASED:  # the last: by another thread at the same time
+    if ours or hold.state is LeaseState.RELEASED:  # the latter: by another thread at the same time
         hold.finish()
     else:
         hold.lose(GONE)
@@ -85,7 +107,7 @@ async def extend(line: Line, hold: Hold, ttl: float, watchdog: Watchdog) -> None
     If the outcome is unknown, the shorter of the old and the new time counts.
     """
     ensure_held(hold, 0.0, line.address)
-    grant = replace(hold.grant, claim=replace(hold.grant.claim, ttl=ttl))
+    grant = hold.grant._replace(claim=hold.grant.claim._replace(ttl=ttl))
     asked_at = now()
     undo = hold.shorten(grant, asked_at, proven_until(asked_at, ttl))
     watchdog.keep(hold)
@@ -100,7 +122,7 @@ async def extend(line: Line, hold: Hold, ttl: float, watchdog: Watchdog) -> None
         watchdog.keep(hold)
     elif renewal.state is LeaseState.LOST:
         hold.lose(GONE)
-        watchdog.give_up(hold.grant.claim, in_flight=False)
+        watchdog.give_up(hold.grant.claim, in_flight=hold.grant.in_flight)
     else:
         raise BackendUnavailable(
             f"the store did not say whether it has extended {grant.claim.key!r} [{line.address}]",

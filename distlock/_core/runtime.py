@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 from .._clock import seconds_left
 
-__all__ = ("Runtime", "Signal", "SyncRuntime")
+Attend = Callable[[float], bool]
+
+__all__ = ("Attend", "Runtime", "Signal", "SyncRuntime")
 
 
 class Signal(Protocol):
@@ -18,8 +21,8 @@ class Signal(Protocol):
     def set(self) -> None:
         """Wakes the one that waits. A set that nobody waited for is kept."""
 
-    async def wait(self, deadline: float) -> None:
-        """Until set, or the deadline; then cleared."""
+    async def wait(self, deadline: float, attend: Attend | None = None) -> None:
+        """Until set, or the deadline; then cleared. A thread may wait in ``attend`` meanwhile."""
 
 
 class Runtime(Protocol):
@@ -33,18 +36,24 @@ class Runtime(Protocol):
 
 
 class _ThreadSignal:
-    __slots__ = ("_event",)
+    """A lock that is free when the signal is set: one step of C, where an Event takes many."""
+
+    __slots__ = ("_unset",)
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._unset = threading.Lock()
+        self._unset.acquire()
 
     def set(self) -> None:
-        self._event.set()
+        with suppress(RuntimeError):  # it is set
+            self._unset.release()
 
-    async def wait(self, deadline: float) -> None:
+    async def wait(self, deadline: float, attend: Attend | None = None) -> None:
+        if attend is not None and self._unset.locked() and attend(deadline):
+            self._unset.acquire(blocking=False)
+            return
         # A wait of over threading.TIMEOUT_MAX is refused; one that ends early is asked again.
-        self._event.wait(None if deadline == math.inf else min(seconds_left(deadline), threading.TIMEOUT_MAX))
-        self._event.clear()
+        self._unset.acquire(timeout=-1 if deadline == math.inf else min(seconds_left(deadline), threading.TIMEOUT_MAX))
 
 
 NO_SHIELD = nullcontext()

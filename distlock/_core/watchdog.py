@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .._clock import now, seconds_left
 from .._errors import BackendError
@@ -47,7 +47,8 @@ class Watchdog:
         self._reset()
 
     def _reset(self) -> None:
-        self._holds: set[Hold] = set()
+        self._holds: dict[Hold, None] = {}  # as a set, of half the size
+        self._reentrant: dict[str, Hold] = {}
         self._chores: dict[str, _Chore] = {}
         # Re-entrant: a manager's finalizer may run in a thread that holds it. Entered as what it is, by one step of C;
         # a Condition's `with` is Python, in the middle of which Ctrl-C would leave it locked for ever.
@@ -63,26 +64,51 @@ class Watchdog:
 
     # What the rest of the core calls; none of it does I/O.
 
-    def keep(self, hold: Hold) -> None:
-        """Renews ``hold`` and announces its loss, until it is forgotten."""
-        self._holds.add(hold)
+    def keep(self, hold: Hold, *, reentrant: bool = False) -> None:
+        """Renews ``hold`` and announces its loss, until it is forgotten; until then `reentrant` finds it, too."""
+        self._holds[hold] = None
+        if reentrant:
+            with self._mutex:
+                self._reentrant[hold.grant.claim.key] = hold
         # Read after the hold was added: a look that starts later sees it. See `_run` for the other half.
-        due = min(hold.renew_at, hold.deadline)
+        due = hold.renew_at if hold.renew_at < hold.deadline else hold.deadline
         if due < self._next_look:
             # Kept after the hold is gone: else each short hold of an idle process would wake the thread twice.
             self._alarm = self._next_look = due
             self._nudge()
 
+    def reentrant(self, key: str) -> Hold | None:
+        """The last hold of ``key`` that its thread or task may enter again."""
+        return self._reentrant.get(key)
+
     def forget(self, hold: Hold) -> None:
         """Leaves ``hold`` alone from now on."""
-        self._holds.discard(hold)
+        self._holds.pop(hold, None)
+        if self._reentrant:
+            with self._mutex:
+                key = hold.grant.claim.key
+                if self._reentrant.get(key) is hold:
+                    del self._reentrant[key]
 
     def give_up(self, claim: Claim, *, in_flight: bool = True, done: Callable[[], object] = lambda: None) -> None:
         """Withdraws ``claim``, trying until it is known to have worked, which calls ``done``, or its ttl has passed."""
         t = now()
         until = t + claim.ttl + self._op_timeout
-        self._chores[claim.id] = _Chore(claim, in_flight, until, next_try=t, done=done)
+        chore = _Chore(claim, in_flight, until, next_try=t, done=done)
+        before = self._chores.get(claim.id)
+        if before is not None:  # whoever wants more of it gets it
+            chore.in_flight = in_flight or before.in_flight
+            chore.done = lambda: (before.done(), done())
+        self._chores[claim.id] = chore
         self._nudge()
+
+    def hurry(self) -> None:
+        """What is renewed is due now: the store has news of it."""
+        holds = [hold for hold in self.holds if hold.renew_at < math.inf]
+        for hold in holds:
+            hold.renew_at = 0.0
+        if holds:
+            self._nudge()
 
     @property
     def holds(self) -> Sequence[Hold]:
@@ -93,7 +119,7 @@ class Watchdog:
         """Ends the thread, after one last try for what was left over."""
         with self._mutex:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
             thread = self._thread
         if join and thread is not None and thread is not threading.current_thread():
             thread.join(self._op_timeout)
@@ -108,11 +134,12 @@ class Watchdog:
         with self._mutex:
             self._nudged = True
             if self._thread is None and not self._closing:
-                thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
+                # Known before it starts: what comes in between (a signal's handler) would start a second one.
+                self._thread = thread = threading.Thread(target=self._run, name="distlock-watchdog", daemon=True)
                 try:
                     thread.start()
-                    self._thread = thread
                 except RuntimeError as error:  # no room for one more thread; or the interpreter is going down
+                    self._thread = None
                     self._next_look = self._alarm = math.inf  # whoever comes next tries again
                     log.warning("leases are not renewed: %s", error)
             self._changed.notify()
@@ -143,10 +170,10 @@ class Watchdog:
         """
         with self._looking:
             try:
-                self._announce()
-                self._renew_due()
-                self._do_chores(force=closing)
-                self._announce()
+                self._tend()
+                if self._chores:
+                    self._do_chores(force=closing)
+                    self._tend()
             except Exception:
                 log.exception("keeping leases alive met a bug in distlock or its backend, and goes on")
                 return SHORTEST_REQUEST
@@ -154,42 +181,60 @@ class Watchdog:
 
     def next_event(self) -> float:
         """When there is something to do next."""
-        events = [min(hold.renew_at, hold.deadline) for hold in self.holds]
+        holds = self.holds
+        events = [hold.renew_at if hold.renew_at < hold.deadline else hold.deadline for hold in holds]
         events += [chore.next_try for chore in list(self._chores.values())]
         return min(events, default=math.inf)
 
-    def _announce(self) -> None:
+    def _tend(self) -> None:
+        """Announces what is over and renews what is due, all in one pass: there may be thousands."""
+        holds = self.holds
+        for hold in holds:
+            if hold.confirmation is not None:
+                hold.settle(0.0)  # it need not be renewed soon if it was answered
         t = now()
-        for hold in self.holds:
-            if hold.giving_up:
-                self._holds.discard(hold)
-            elif hold.deadline <= t or hold.ended:
-                self._holds.discard(hold)
-                hold.expire()
-                # Ours by the store's clock for a moment still: whoever waits need not wait for its end.
-                self.give_up(hold.grant.claim, in_flight=False)
+        over, due, shortest = [], [], math.inf
+        for hold in holds:
+            left = hold.deadline - t
+            if left <= 0 or hold.giving_up or hold.ended:
+                over.append(hold)
+                continue
+            if left < shortest:
+                shortest = left
+            if hold.renew_at - t <= left / 20:  # those due soon come along: one request serves all
+                due.append(hold)
+        for hold in over:
+            self._announce(hold)
+        if due:
+            # Half of what is left, so that there is time for another try, of those that are not due yet too.
+            limit = min(shortest / 2, self._op_timeout)
+            self._renew(due, t, t + max(limit, SHORTEST_REQUEST))
 
-    def _renew_due(self) -> None:
-        t = now()
-        # Those due soon come along: one request serves all.
-        due = [hold for hold in self.holds if hold.renew_at <= t + hold.grant.claim.ttl / 30]
-        if not due:
-            return
-        # Half of what is left, so that there is time for another try, of those that are not due yet too.
-        limit = min((min(hold.deadline for hold in [*due, *self.holds]) - t) / 2, self._op_timeout)
-        asked = [hold.grant for hold in due]
-        wanted = [self._wanted(hold, t) for hold in due]
-        renewals = self._ask(wanted, t + max(limit, SHORTEST_REQUEST))
-        for hold, before, renewal in zip(due, asked, renewals, strict=True):
+    def _announce(self, hold: Hold) -> None:
+        self.forget(hold)
+        if not hold.giving_up:
+            hold.expire()
+            # Ours by the store's clock for a moment still: whoever waits need not wait for its end.
+            self.give_up(hold.grant.claim, in_flight=hold.grant.in_flight)
+
+    def _renew(self, due: Sequence[Hold], t: float, deadline: float) -> None:
+        asked = [(hold.grant, hold.deadline) for hold in due]
+        wanted = [
+            grant if hold.ends_at == math.inf else self._wanted(hold, t)
+            for hold, (grant, _) in zip(due, asked, strict=True)
+        ]
+        renewals = self._ask(wanted, deadline)
+        for hold, (before, until), renewal in zip(due, asked, renewals, strict=True):
             if renewal.state is LeaseState.HELD:
                 hold.renewed(before, t, renewal.deadline)
             elif renewal.state is LeaseState.LOST:
-                self._holds.discard(hold)
+                self.forget(hold)
                 hold.vanished()
                 # Where the store cannot take a lock away, it is given up now that the loss is known.
-                self.give_up(hold.grant.claim, in_flight=False)
+                self.give_up(hold.grant.claim, in_flight=hold.grant.in_flight)
             else:
-                hold.in_doubt(now() + max(SHORTEST_REQUEST, min(before.claim.ttl / 20, 0.5)))
+                pause = min(before.claim.ttl / 20, 0.5, seconds_left(until) / 4)
+                hold.in_doubt(until, now() + max(SHORTEST_REQUEST, pause))
 
     def _ask(self, grants: Sequence[Grant], deadline: float) -> Sequence[Renewal]:
         try:
@@ -211,15 +256,14 @@ class Watchdog:
         left = hold.ends_at - t
         if left >= hold.grant.claim.ttl:
             return hold.grant
-        return replace(hold.grant, claim=replace(hold.grant.claim, ttl=max(left, 0.05)))
+        return hold.grant._replace(claim=hold.grant.claim._replace(ttl=max(left, 0.05)))
 
     def _do_chores(self, *, force: bool) -> None:
         for chore in list(self._chores.values()):
             if chore.next_try > now() and not force:
                 continue
             # Never at the cost of the leases: what comes due is renewed in between.
-            self._announce()
-            self._renew_due()
+            self._tend()
             if self._is_done(chore) and self._chores.get(chore.claim.id) is chore:  # else there is more to do
                 del self._chores[chore.claim.id]
 

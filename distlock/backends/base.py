@@ -31,6 +31,7 @@ from .._errors import (
 from .._types import (
     Busy,
     Claim,
+    Confirmation,
     Fault,
     Grant,
     Guarantees,
@@ -49,6 +50,7 @@ __all__ = (
     "Busy",
     "Claim",
     "ConfigurationError",
+    "Confirmation",
     "DistLockError",
     "Fault",
     "Grant",
@@ -71,7 +73,7 @@ __all__ = (
 Wake = Callable[[], None]
 
 PROVISIONAL = 1.0
-"""Seconds within which a waiter that was handed the lock must confirm it (by asking again)."""
+"""Seconds within which a waiter that was handed the lock must confirm it, by asking again if by nothing else."""
 
 
 def proven_until(sent_at: float, ttl: float) -> float:
@@ -96,6 +98,8 @@ class SyncBackend(ABC):
     guarantees: Guarantees
     address: str
     """For people: scheme and place, without secrets."""
+    on_loss: Callable[[], object] = staticmethod(lambda: None)
+    """Set by the manager: to be called, from any thread, when locks may have been lost; all are renewed then."""
     never_blocks: ClassVar[bool] = False
     """True if no method ever waits for I/O, so that an event loop may call it."""
 
@@ -114,6 +118,15 @@ class SyncBackend(ABC):
         That includes "at once", if the lock became free or ours since ``busy``. A wake-up is a hint, never
         a grant.
         """
+
+    def watch_here(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
+        """`watch`, by a thread that will wait itself: in ``attend`` of the subscription, if it has such a method.
+
+        ``attend(deadline)`` returns True at the deadline or when asking again may help; False: it does not know.
+        Then ``granted()`` is the grant, with its `Confirmation`, if the lock was handed to the claim and its holding is
+        proven without asking; else None.
+        """
+        return self.watch(busy, wake, deadline)
 
     @abstractmethod
     def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
@@ -161,6 +174,15 @@ class SyncBackend(ABC):
         """Open files that keep the lock for as long as any process has them open; none, if nothing does."""
         return ()
 
+    def guard(self, grant: Grant) -> object:
+        """What a transaction in the store compares, to be carried out only while ``grant`` is held."""
+        raise Unsupported(
+            f"{self.guarantees.backend} has no transactions that could compare a lease; have the token compared by what"
+            f" you write to [{self.address}]",
+            key=grant.claim.key,
+            backend=self.address,
+        )
+
     def close(self) -> None:  # noqa: B027 - there may be nothing to end
         """Ends connections and threads. Claims that are still open are the caller's to end before."""
 
@@ -174,6 +196,11 @@ class SyncBackend(ABC):
 
 class AsyncBackend(Protocol):
     """`SyncBackend` for an event loop. Renewal stays with the watchdog thread, on the sync one."""
+
+    @property
+    def shields(self) -> bool:
+        """True if no cancel scope cuts `release` and `withdraw` short, so that the core need not shield them."""
+        ...
 
     async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy: ...
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription: ...

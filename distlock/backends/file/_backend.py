@@ -40,8 +40,11 @@ from ._record import Record, TokenClock, file_name
 
 __all__ = ("FileBackend",)
 
-TRIES, PAUSE = 5, 0.0002
-"""How often, and after how many seconds, to look again at a file that is just being deleted."""
+TRIES, PAUSE = 9, 0.0002
+"""How often, and after how many seconds, to look again at a file that is just being deleted.
+
+Each pause is twice the one before, 0.1 s in all: whoever deletes it may have to wait for its processor.
+"""
 FREE = b"0"
 """The first byte of a file that nobody holds, in place of the version of a record."""
 
@@ -241,8 +244,8 @@ class FileBackend(SyncBackend):
                     file.close()
                     return None
                 else:  # nobody's: someone is about to delete it
+                    time.sleep(PAUSE * 2**tries)
                     tries += 1
-                    time.sleep(PAUSE)
             except BaseException:
                 file.close()
                 raise
