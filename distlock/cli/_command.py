@@ -53,7 +53,7 @@ class Command:
         self._lease = lease
         self._grace = grace
         # From KILL to the end of the proven time: for a scheduler that has much to do.
-        self._margin = min(1.0, ttl / 10)
+        self._margin = min(2.0, ttl / 10)
         self._period = ttl / 10
         self._kill_at = 0.0
         self._overdue_at = math.inf

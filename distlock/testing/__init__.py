@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from .colours import COLOURS, Task, World, case
     from .conformance import Conformance
     from .faults import Store, Tap, redis_store
+    from .proxy import FaultProxy, Traffic
 
 __all__ = (
     "COLOURS",
     "Conformance",
+    "FaultProxy",
     "Store",
     "Tap",
     "Task",
+    "Traffic",
     "VirtualClock",
     "World",
     "case",
@@ -48,6 +51,7 @@ _HOMES = {
     "colours": ("COLOURS", "Task", "World", "case"),
     "conformance": ("Conformance",),
     "faults": ("Store", "Tap", "redis_store"),
+    "proxy": ("FaultProxy", "Traffic"),
 }
 
 

@@ -167,7 +167,7 @@ class _Signal:
         self._waiter.waiters.signalled(self._waiter, self)
         self.inner.set()
 
-    async def wait(self, deadline: float) -> None:
+    async def wait(self, deadline: float, attend: object = None) -> None:
         waiter, waiters, clock = self._waiter, self._waiter.waiters, self._waiter.waiters.clock
         if not waiters.on:  # the clock has ended, and we are still here
             await self.inner.wait(deadline)

@@ -60,7 +60,7 @@ def lose(lease: Lease | AsyncLease) -> None:
 def left_open(managers: Iterable[Manager]) -> str:
     """What to say of the leases of ``managers`` that nobody has released; empty if there is nothing to say."""
     holds = [hold for manager in managers for hold in manager._watchdog.holds]
-    claims = [hold.grant.claim for hold in holds if not (hold.ended or hold.giving_up or hold.left)]
+    claims = [hold.grant.claim for hold in holds if not (hold.ended or hold.giving_up or not hold.count)]
     names = sorted(f"{claim.key!r} ({Waiter.read(claim.id, claim.about).site})" for claim in claims)
     return f"leases were left open at the end of the test: {', '.join(names)}" if names else ""
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from .. import ConfigurationError, Manager, _clock, _manager
 from .._core import acquire as _acquire
 from .._core.actor import current_loop
+from .._core.drive import drive
 from ._waiting import SETTLING, Waiters, Waiting, acquire_by, callbacks, join_callbacks
 from .aids import left_open
 
@@ -132,7 +133,11 @@ class VirtualClock:
         self._now = _clock.now()
         self._exits.enter_context(_renamed(_clock.now, self.now))
         self._exits.enter_context(_swapped(_acquire, "CALM", 0.0))  # in no time, as none passes
-        self._exits.enter_context(_swapped(_manager, "acquire", acquire_by(self._waiters)))
+        acquire = acquire_by(self._waiters)
+        self._exits.enter_context(_swapped(_manager, "acquire", acquire))
+        self._exits.enter_context(
+            _swapped(_manager, "acquire_sync", lambda line, _, claim, deadline: drive(acquire(line, claim, deadline)))
+        )
         self._exits.enter_context(self._waiters)
         return self
 

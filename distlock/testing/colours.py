@@ -212,6 +212,10 @@ class World(Colour):
         """What `locks` asks, in this colour."""
         return self.locks._async_line().backend if self.is_async else self.locks._line.backend
 
+    async def warm_up(self) -> None:
+        """Connects `locks`: a short ttl counts from before the first request, which is a long one on a slow machine."""
+        await self.release(await self.acquire(self.locks.lock("warm up")))
+
     async def tap(self) -> tuple[Manager, Tap]:
         """One more client, with a tap in its line to the store."""
         tap = Tap((await self.aside(self.connect))._backend)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from ... import AcquireTimeout, InvalidKey, LeaseState, LockLost, NotHeld, Unsupported
+from ... import AcquireTimeout, BackendUnavailable, InvalidKey, LeaseState, LockLost, NotHeld, Unsupported
 from ..colours import World, case
 
 __all__ = ("Holding",)
@@ -111,6 +111,7 @@ class Holding:
     @case
     async def test_a_late_release_leaves_the_next_holder_alone(self, world: World) -> None:
         """redis-py: one lock object used by two, the first expired; its release freed the second's."""
+        await world.warm_up()
         lock = world.locks.lock("k", ttl=0.3, renew=False)
         first = await world.acquire(lock)
         second = await world.acquire(world.locks.lock("k"), timeout=30)
@@ -245,7 +246,8 @@ class Holding:
         async def work() -> None:
             for _ in range(60):
                 lock = world.locks.lock(f"k{dice.randrange(3)}", ttl=5, timeout=dice.choice([0, 0.002, 0.02, 20]))
-                with suppress(AcquireTimeout):
+                # A slow store may not answer in the quarter of a second that a short timeout gets.
+                with suppress(AcquireTimeout, BackendUnavailable):
                     lease = await world.acquire(lock)
                     await world.sleep(dice.choice([0, 0, 0.002]))
                     await world.release(lease)
