@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
 import redis
 from hypothesis import settings
 
+from distlock.testing.proxy import FaultProxy
+
 from . import blocking
-from .proxy import FaultProxy
-from .servers import REDIS_URL, RedisServer, redis_binary
+from .clusters import ClusterSetup
+from .etcd_servers import EtcdCluster, EtcdServer
+from .redlock_tools import Nodes, nodes_of
+from .sentinels import SentinelSetup
+from .servers import REDIS_URL, RedisServer, redis_binary, require_valkey
+from .zookeeper_servers import JAR, ZooKeeperEnsemble, ZooKeeperServer
+
+SetupT = TypeVar("SetupT", bound="ClusterSetup | SentinelSetup | EtcdCluster | ZooKeeperEnsemble")
 
 settings.register_profile(
     "distlock",
@@ -68,12 +80,239 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def _shared_valkey() -> Iterator[RedisServer]:
+    with RedisServer(binary=require_valkey()) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_server(_shared_valkey: RedisServer) -> RedisServer:
+    """The Valkey server that all tests share; empty. A test that stops it starts its own."""
+    _shared_valkey.command("FLUSHALL")
+    return _shared_valkey
+
+
+@pytest.fixture
+def valkey_url(valkey_server: RedisServer) -> str:
+    return valkey_server.url
+
+
+class _Shared(Generic[SetupT]):
+    """A set-up that all tests share; once one of them has broken it, those after it get a fresh one."""
+
+    def __init__(self, kind: type[SetupT]) -> None:
+        self._kind = kind
+        self._setup: SetupT | None = None
+
+    def get(self) -> SetupT:
+        if self._setup is not None and not self._intact(self._setup):
+            self.close()
+        if self._setup is None:
+            fresh = self._kind()
+            fresh.__enter__()
+            self._setup = fresh
+        self._setup.flush()
+        return self._setup
+
+    def close(self) -> None:
+        if self._setup is not None:
+            self._setup.__exit__()
+            self._setup = None
+
+    @staticmethod
+    def _intact(setup: SetupT) -> bool:
+        try:
+            return all(node.up for node in setup.servers) and setup.whole()
+        except (OSError, RuntimeError):
+            return False
+
+
+@pytest.fixture(scope="session")
+def _shared_cluster() -> Iterator[_Shared[ClusterSetup]]:
+    with closing(_Shared[ClusterSetup](ClusterSetup)) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def _shared_sentinels() -> Iterator[_Shared[SentinelSetup]]:
+    with closing(_Shared[SentinelSetup](SentinelSetup)) as shared:
+        yield shared
+
+
+@pytest.fixture
+def shared_cluster(_shared_cluster: _Shared[ClusterSetup]) -> ClusterSetup:
+    """The Redis Cluster that all tests share; empty. For tests that move its slots, or hand them over, in order."""
+    return _shared_cluster.get()
+
+
+@pytest.fixture
+def shared_sentinels(_shared_sentinels: _Shared[SentinelSetup]) -> SentinelSetup:
+    """The primary with Sentinels that all tests share; empty. For tests that fail it over in order."""
+    return _shared_sentinels.get()
+
+
+@pytest.fixture
+def redis_cluster_url(shared_cluster: ClusterSetup) -> str:
+    return shared_cluster.url
+
+
+@pytest.fixture
+def redis_sentinel_url(shared_sentinels: SentinelSetup) -> str:
+    return shared_sentinels.url
+
+
+@pytest.fixture
+def redis_cluster() -> Iterator[ClusterSetup]:
+    """A Redis Cluster of this test's own, to break."""
+    with ClusterSetup() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_sentinels() -> Iterator[SentinelSetup]:
+    """A primary with replicas and Sentinels of this test's own, to break."""
+    with SentinelSetup() as setup:
+        yield setup
+
+
+@pytest.fixture(scope="session")
+def _shared_nodes() -> Iterator[Nodes]:
+    with nodes_of(5) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def _shared_nodes_but_one() -> Iterator[Nodes]:
+    with nodes_of(5, dead=1) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def _shared_nodes_but_two() -> Iterator[Nodes]:
+    with nodes_of(5, dead=2) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def redlock_nodes(_shared_nodes: Nodes) -> Nodes:
+    """Five servers that all tests share; empty. None of them is to be stopped."""
+    _shared_nodes.flush()
+    return _shared_nodes
+
+
+@pytest.fixture
+def redlock_nodes_but_one(_shared_nodes_but_one: Nodes) -> Nodes:
+    """Of five, the last one is dead."""
+    _shared_nodes_but_one.flush()
+    return _shared_nodes_but_one
+
+
+@pytest.fixture
+def redlock_nodes_but_two(_shared_nodes_but_two: Nodes) -> Nodes:
+    """Of five, the last two are dead."""
+    _shared_nodes_but_two.flush()
+    return _shared_nodes_but_two
+
+
 @pytest.fixture
 def redis_proxy(redis_url: str) -> Iterator[FaultProxy]:
     """A faulty network in front of the shared Redis server."""
     parts = urlsplit(redis_url)
     with FaultProxy((parts.hostname or "127.0.0.1", parts.port or 6379)) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def _shared_etcd() -> Iterator[EtcdServer]:
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+def shared_etcd(_shared_etcd: EtcdServer) -> EtcdServer:
+    """The etcd server that all tests share; empty. For tests that look inside, and leave it whole."""
+    _shared_etcd.flush()
+    return _shared_etcd
+
+
+@pytest.fixture
+def etcd_url(shared_etcd: EtcdServer) -> str:
+    return shared_etcd.url
+
+
+@pytest.fixture
+def etcd_server() -> Iterator[EtcdServer]:
+    """An etcd server of this test's own, to stop, kill or fill."""
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _shared_etcd_cluster() -> Iterator[_Shared[EtcdCluster]]:
+    with closing(_Shared[EtcdCluster](EtcdCluster)) as shared:
+        yield shared
+
+
+@pytest.fixture
+def shared_etcd_cluster(_shared_etcd_cluster: _Shared[EtcdCluster]) -> EtcdCluster:
+    """The etcd cluster that all tests share; empty. For tests that heal what they do to it."""
+    return _shared_etcd_cluster.get()
+
+
+@pytest.fixture
+def etcd_cluster() -> Iterator[EtcdCluster]:
+    """An etcd cluster of this test's own, to break."""
+    with EtcdCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _shared_zookeeper() -> Iterator[ZooKeeperServer]:
+    with ZooKeeperServer() as server:
+        yield server
+
+
+@pytest.fixture
+def shared_zookeeper(_shared_zookeeper: ZooKeeperServer) -> ZooKeeperServer:
+    """The ZooKeeper server that all tests share; empty. For tests that look inside, and leave it whole."""
+    _shared_zookeeper.flush()
+    return _shared_zookeeper
+
+
+@pytest.fixture
+def zookeeper_server() -> Iterator[ZooKeeperServer]:
+    """A ZooKeeper server of this test's own, to stop, kill or fill."""
+    with ZooKeeperServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _shared_zookeeper_ensemble() -> Iterator[_Shared[ZooKeeperEnsemble]]:
+    with closing(_Shared[ZooKeeperEnsemble](ZooKeeperEnsemble)) as shared:
+        yield shared
+
+
+@pytest.fixture
+def shared_zookeeper_ensemble(_shared_zookeeper_ensemble: _Shared[ZooKeeperEnsemble]) -> ZooKeeperEnsemble:
+    """The ZooKeeper ensemble that all tests share; empty. For tests that heal what they do to it."""
+    return _shared_zookeeper_ensemble.get()
+
+
+@pytest.fixture
+def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """A ZooKeeper ensemble of this test's own, to break."""
+    with ZooKeeperEnsemble() as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """For a test that is interrupted anywhere: coverage has a lock in Python, which would stay locked."""
+    before = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(before)
 
 
 @pytest.fixture
@@ -95,3 +334,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if REDIS_URL is None and redis_binary() is None:
         terminalreporter.write_sep("!", "NO REDIS SERVER: its tests did NOT run", red=True, bold=True)
         terminalreporter.write_line("run scripts/install-servers, or set DISTLOCK_TEST_REDIS_URL")
+    if shutil.which("etcd") is None:
+        terminalreporter.write_sep("!", "NO ETCD SERVER: its tests did NOT run", red=True, bold=True)
+        terminalreporter.write_line("run scripts/install-servers")
+    if not JAR.exists() or shutil.which("java") is None:
+        terminalreporter.write_sep("!", "NO ZOOKEEPER SERVER: its tests did NOT run", red=True, bold=True)
+        terminalreporter.write_line("run scripts/install-servers")

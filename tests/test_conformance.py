@@ -13,7 +13,11 @@ import distlock
 from distlock._open import BUILT_IN
 from distlock.testing import Conformance, Store, redis_store
 
+from .etcd_servers import EtcdServer
+from .etcd_tools import etcd_store
 from .example_backend import SQLiteBackend
+from .zookeeper_servers import ZooKeeperServer
+from .zookeeper_tools import zookeeper_store
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +55,18 @@ class TestRedis(Conformance):
         return redis_store(redis_url)
 
 
+class TestEtcd(Conformance):
+    @pytest.fixture
+    def store(self, shared_etcd: EtcdServer) -> Store:
+        return etcd_store(shared_etcd.url, lambda: shared_etcd)
+
+
+class TestZooKeeper(Conformance):
+    @pytest.fixture
+    def store(self, shared_zookeeper: ZooKeeperServer) -> Store:
+        return zookeeper_store(shared_zookeeper.url, lambda: shared_zookeeper)
+
+
 class TestExample(Conformance):
     """A backend as a third party has it: another package, which is found by its entry point."""
 
@@ -68,5 +84,8 @@ class TestExample(Conformance):
 
 
 def test_every_backend_goes_through_the_suite() -> None:
+    from . import test_topologies  # noqa: F401 - to have its classes
+
     suites = {cls.__name__.removeprefix("Test").lower() for cls in Conformance.__subclasses__()}
-    assert {module for module, _ in BUILT_IN.values()} <= suites
+    # A package may have several backends: each of its modules is one.
+    assert {module.rpartition(".")[2].strip("_") for module, _ in BUILT_IN.values()} <= suites

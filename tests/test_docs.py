@@ -20,6 +20,7 @@ from distlock import DistLockError, Fault, LeaseState
 from distlock.backends.file import FileBackend
 from distlock.backends.memory import MemoryBackend
 from distlock.backends.redis import RedisBackend
+from distlock.testing.torture._verdict import Kind
 
 from .pages import blocks_of, fences_of
 from .servers import RedisServer
@@ -163,6 +164,11 @@ def test_every_option_is_described_with_its_default():
     for name, parameter in parameters.items():
         if name not in ("key", "when_lost"):
             assert f"| `{name}` | `{parameter.default}` |" in README
+
+
+def test_every_kind_of_finding_is_explained():
+    proof = (ROOT / "docs" / "proof.md").read_text(encoding="utf-8")
+    assert column(proof, "kind") == [kind.name.lower().replace("_", " ") for kind in Kind]
 
 
 def test_every_error_and_state_is_named():

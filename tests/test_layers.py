@@ -29,6 +29,9 @@ def layer(layers: str, packages: str = "") -> Layer:
 ANY_BACKEND = "backends.*"
 FOUNDATION = "_types _errors _clock"
 CONTRACT = f"{FOUNDATION} instrumentation backends.base"
+SHARED = (  # by stores of one shape
+    "backends._clerk backends._dice backends._placed backends._places backends._records backends._urls"
+)
 RECIPES = f"{CONTRACT} _options _core _lock _lease"
 # A module belongs to the layer with its name or the longest dotted prefix of it. Drivers stand beside
 # the one layer that may know them. A new module at the top must be placed here.
@@ -39,11 +42,17 @@ LAYERS = {
     "instrumentation": layer(FOUNDATION),
     "backends": layer(CONTRACT),  # the folder's own __init__
     "backends.base": layer(FOUNDATION),
+    "backends._clerk": layer("backends.base"),
+    "backends._dice": layer("backends.base"),
+    "backends._placed": layer("backends.base backends._clerk backends._places"),
+    "backends._places": layer("backends.base backends._records"),
+    "backends._records": layer("backends.base"),
+    "backends._urls": layer("backends.base"),
     "backends.memory": layer(f"{FOUNDATION} backends.base"),
     "backends.file": layer(f"{FOUNDATION} backends.base"),
-    "backends.redis": layer(f"{FOUNDATION} backends.base", "redis anyio"),
-    "backends.etcd": layer(f"{FOUNDATION} backends.base", "grpc google"),
-    "backends.zookeeper": layer(f"{FOUNDATION} backends.base", "kazoo"),
+    "backends.redis": layer(f"{FOUNDATION} backends.base backends._dice", "redis anyio"),
+    "backends.etcd": layer(f"{FOUNDATION} backends.base {SHARED}", "grpc google"),
+    "backends.zookeeper": layer(f"{FOUNDATION} backends.base {SHARED}", "kazoo puresasl"),
     "_options": layer(FOUNDATION),
     "_open": layer(CONTRACT),
     "_core": layer(CONTRACT, "anyio"),
@@ -52,11 +61,11 @@ LAYERS = {
     "_lock": layer(RECIPES, "anyio"),
     "_manager": layer(f"{RECIPES} _open _who", "anyio"),
     "": layer(f"{RECIPES} _manager"),  # distlock/__init__.py
-    "cli": layer(f"{RECIPES} _open _manager", "typer rich anyio"),
+    "cli": layer(f"{RECIPES} _open _manager testing", "typer rich anyio"),
     "__main__": layer("cli"),
     "contrib": layer("", "anyio"),
     "idempotency": layer("", "anyio"),
-    "testing": layer(f"{RECIPES} _open _who _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis"),
+    "testing": layer(f"{RECIPES} _open _who _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis rich"),
 }
 # What stands above the library uses it as everyone does: `from distlock import ...`.
 USERS = {"cli", "contrib", "idempotency", "testing"}

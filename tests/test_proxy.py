@@ -11,7 +11,8 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import given, strategies as st
 
-from .proxy import FaultProxy, RequestReader, Traffic
+from distlock.testing.proxy import FaultProxy, Traffic, _RequestReader
+
 from .servers import RedisServer, _encode
 
 PING = b"*1\r\n$4\r\nPING\r\n"
@@ -191,6 +192,29 @@ def test_a_delay_counts_in_each_direction(proxy, connect):
     assert ask(link) == PONG
 
 
+def test_healed_it_passes_everything_at_once(proxy, connect):
+    link = connect()
+    ask(link)
+    proxy.delay(600)
+    link.sendall(PING)
+    proxy.wait_for(lambda: proxy.traffic.commands == 2)
+    proxy.drop_replies(9)
+    proxy.pause()
+    proxy.refuse()
+    proxy.heal()
+    assert read(link) == PONG
+    assert ask(connect()) == PONG
+
+
+def test_healed_it_resets_what_was_silent(proxy, connect):
+    link = connect()
+    ask(link)
+    proxy.silence_all()
+    proxy.heal()
+    with pytest.raises(ConnectionResetError):
+        link.recv(1)
+
+
 def test_the_end_of_a_stream_is_passed_on(proxy, connect):
     link = connect()
     assert ask(link, _encode(["QUIT"]), 5) == b"+OK\r\n"
@@ -240,7 +264,7 @@ def test_closing_leaves_no_thread_and_no_connection(redis_url, proxy):
 def test_commands_are_named_however_the_stream_is_cut(commands, data):
     stream = b"".join(_encode(command) for command in commands)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    reader = RequestReader()
+    reader = _RequestReader()
     names = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         names += reader.feed(stream[start:end])
@@ -248,6 +272,6 @@ def test_commands_are_named_however_the_stream_is_cut(commands, data):
 
 
 def test_what_is_not_redis_is_not_counted():
-    reader = RequestReader()
+    reader = _RequestReader()
     assert reader.feed(b"\x16\x03\x01\x02\r\n") == []
     assert reader.feed(PING) == []

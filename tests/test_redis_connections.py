@@ -21,8 +21,8 @@ import pytest
 
 import distlock
 from distlock import AcquireTimeout, BackendError, BackendUnavailable, LeaseState
+from distlock.testing.proxy import FaultProxy
 
-from .proxy import FaultProxy
 from .redis_tools import ASYNC, Colour, Connect, Probe, in_colours, until
 from .servers import RedisServer
 
@@ -109,6 +109,7 @@ async def test_a_server_that_hangs_while_we_wait_does_not_stretch_the_timeout(
     await colour.release(holder)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_signals_do_not_stretch_a_request(redis_server: RedisServer, key: str) -> None:
     """signal(7): a read that a signal interrupts starts anew; a profiler sends one a hundred times a second."""
     with distlock.connect(redis_server.url, op_timeout=1.0) as locks:
@@ -247,7 +248,7 @@ async def test_a_server_with_too_many_clients_is_unavailable(colour: Colour, con
 
 
 @in_colours(ASYNC[0])
-async def test_a_crowd_of_tasks_shares_some_connections(
+async def test_a_crowd_of_tasks_needs_no_crowd_of_connections(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
     """redis.asyncio: a connection a task, until there are no files left."""

@@ -14,8 +14,8 @@ import trustme
 
 import distlock
 from distlock import BackendError, BackendUnavailable, ConfigurationError
+from distlock.testing.proxy import FaultProxy
 
-from .proxy import FaultProxy
 from .redis_tools import Colour, Connect, Probe, in_colours
 from .servers import RedisServer, bind_free_port
 

@@ -61,7 +61,7 @@ async def test_nothing_is_left_after_thousands_of_random_steps(
     assert len(probe.clients()) <= 2 * (2 * 16 + 1)
     assert probe.subscribers() <= 2
     for manager in managers:
-        assert not _backend(manager).inbox._waiting
+        assert not _backend(manager).inbox._waiting  # type: ignore[attr-defined]
         assert not list(manager._watchdog.holds)
         if colour.is_async:
             await manager.aclose()
@@ -306,5 +306,6 @@ async def test_a_million_names_cost_neither_side_anything(
     assert probe.ask("DBSIZE") == 1
     head = _backend(locks)._head.cache_info()
     assert head.currsize <= (head.maxsize or 0) <= 1024
-    for table in (locks._reentrant, locks._watchdog._holds, locks._watchdog._chores, _backend(locks).inbox._waiting):
+    watchdog = locks._watchdog
+    for table in (watchdog._reentrant, watchdog._holds, watchdog._chores, _backend(locks).inbox._waiting):  # type: ignore[attr-defined]
         assert len(table) == 0

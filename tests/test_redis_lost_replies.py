@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from distlock import AcquireTimeout, AsyncLease, BackendUnavailable, LeaseState, LockLost
+from distlock.testing.proxy import FaultProxy
 
-from .proxy import FaultProxy
 from .redis_tools import ASYNC, Colour, Connect, Probe, in_colours
 from .servers import RedisServer
 
@@ -195,7 +195,7 @@ async def test_a_release_whose_reply_vanishes_can_be_repeated(
     """redis-py#3847: the token is gone after the first try."""
     probe = Probe(redis_server)
     with FaultProxy(redis_server.address) as proxy:
-        lock = connect(proxy.url, op_timeout=0.3).lock(key)
+        lock = connect(proxy.url, op_timeout=3.0).lock(key)  # the second one is to be answered by then
         await colour.release(await colour.acquire(lock))
         lease = await colour.acquire(lock)
         proxy.drop_replies(to="EVALSHA", then="silence")

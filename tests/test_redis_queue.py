@@ -18,10 +18,10 @@ import distlock
 from distlock import AcquireTimeout, BackendError, BackendUnavailable, LockLost, Manager
 from distlock.backends.base import Busy, Claim, Grant, Subscription, Wake, now
 from distlock.backends.redis import RedisBackend
-from distlock.backends.redis._scripts import ACQUIRE
+from distlock.backends.redis._scripts import SERVER
+from distlock.testing.proxy import FaultProxy
 
 from .blocking import may_block
-from .proxy import FaultProxy
 from .redis_tools import Child, Colour, Connect, Probe, in_colours, until
 from .servers import RedisServer
 
@@ -151,6 +151,29 @@ async def test_a_stopped_process_costs_a_second_however_many_wait_in_it(
 
 
 @in_colours()
+async def test_a_stopped_process_is_noticed_by_who_was_told_to_look_a_turn_ago(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """Kleppmann, as above. Who stands by looks once a second, and is not told again at every hand-over."""
+    probe, locks, others = Probe(redis_server), connect(redis_server.url), connect(redis_server.url)
+    holder = await colour.acquire(others.lock(key, ttl=LONG))
+    first = colour.start(lambda: colour.acquire(others.lock(key, ttl=LONG)))
+    await colour.until(lambda: probe.queued(key) == 1)
+    with _stopped_process(redis_server, locks, key, waiters=1):
+        heir = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+        await colour.until(lambda: probe.queued(key) == 3)
+        before, started = probe.calls()["publish"], time.monotonic()
+        await colour.release(holder)
+        await colour.release(await first.result())
+        told = probe.calls()["publish"] - before
+        if time.monotonic() - started < 0.9:  # else one more may be told
+            assert told == 3, "the first, who is to look, and the one that is stopped"
+        lease = await heir.result()
+        assert time.monotonic() - started < SOON
+        await colour.release(lease)
+
+
+@in_colours()
 async def test_a_newcomer_waits_a_second_for_a_stopped_process(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
@@ -243,7 +266,7 @@ def test_a_refresh_keeps_the_places_beside_a_key_of_another_type(
             assert _ask(locks, b"distlock:dead", number, name)
         probe.ask("DEL", probe.name(bad, part))
         probe.ask("SADD", probe.name(bad, part), "foreign")
-        found = locks._backend._refresh(b"distlock:dead", {bad: ["c0"], key: ["c1"]})  # type: ignore[attr-defined]
+        found = locks._backend._refresh(b"distlock:dead", {bad: ["c0"], key: ["c1"]}).locks  # type: ignore[attr-defined]
         assert found[bad][1] == ["c0"]
         assert found[key][0] > 0
         assert found[key][1] == []
@@ -290,72 +313,25 @@ async def test_who_waits_gets_the_lock_of_a_killed_holder_when_its_time_is_up(
 
 
 @in_colours()
-async def test_the_connection_that_brings_the_news_may_die(
+async def test_the_queue_of_a_killed_holder_is_served_in_order(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
-    """redisson#5761: a subscription that broke, and a waiter that is never told."""
+    """redisson#3730. It is the refresh that hands over then, and to one: the others know nothing of it."""
     probe = Probe(redis_server)
-    locks, waiters = connect(redis_server.url), connect(redis_server.url)
-    for pause in (False, True):
-        holder = await colour.acquire(locks.lock(key, ttl=LONG))
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=LONG)))
-        await colour.until(lambda: probe.queued(key) == 1)
-        assert probe.ask("CLIENT", "KILL", "TYPE", "pubsub") == 1
-        if pause:
-            await colour.until(lambda: probe.subscribers() == 1)
-        started = time.monotonic()
-        await colour.release(holder)
-        lease = await running.result()
-        assert time.monotonic() - started < SOON
-        await colour.release(lease)
+    turns: list[int] = []
+    with Child(redis_server.url, key, 3.0) as holder:
+        assert holder.says() == "ready"
+        assert holder.says().startswith("got")
+        managers = [connect(redis_server.url) for _ in range(2)]
+        running = []
+        for turn in range(4):
+            running.append(colour.start(partial(_take_turns, colour, managers[turn % 2], key, turns, turn)))
+            await colour.until(lambda: probe.queued(key) == len(running))
+        holder.kill()
+        for each in running:
+            await each.result()
+    assert turns == [0, 1, 2, 3]
     assert probe.keys() == set()
-
-
-@in_colours()
-async def test_a_lost_message_costs_a_third_of_a_ttl(
-    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
-) -> None:
-    """redis.io, "Pub/Sub": at most once. And a half-open connection looks alive from both ends."""
-    probe = Probe(redis_server)
-    locks = connect(redis_server.url)
-    holder = await colour.acquire(locks.lock(key, ttl=LONG))
-    with FaultProxy(redis_server.address) as proxy:
-        waiters = connect(proxy.url)
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=1.5)))
-        await colour.until(lambda: probe.queued(key) == 1)
-        proxy.drop_replies(to="SUBSCRIBE", then="silence")
-        await colour.release(holder)
-        lease = await running.result()
-        # Nobody told the client that its connection is dead; it finds out while it waits.
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=1.5)))
-        await colour.until(lambda: probe.queued(key) == 1)
-        await colour.until(lambda: proxy.sent.count("SUBSCRIBE") == 2)
-        await colour.release(lease)
-        await colour.release(await running.result())
-    assert probe.keys() == set()
-
-
-@in_colours()
-async def test_a_free_lock_is_found_by_who_cannot_hear(
-    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
-) -> None:
-    """redis.io, "Pub/Sub": the server has dropped the subscriber, and the client does not know: nobody is told."""
-    probe = Probe(redis_server)
-    holder = await colour.acquire(connect(redis_server.url).lock(key, ttl=LONG))
-    with FaultProxy(redis_server.address) as proxy:
-        waiters = connect(proxy.url)
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=6.0)))
-        await colour.until(lambda: probe.queued(key) == 1)
-        proxy.drop_replies(to="SUBSCRIBE", then="silence")
-        [channel] = probe.ask("PUBSUB", "CHANNELS", "distlock:*")
-        probe.ask("PUBLISH", channel, "x")
-        await colour.until(lambda: probe.ask("CLIENT", "KILL", "TYPE", "pubsub") == 1)
-        await colour.release(holder)
-        assert probe.value(key) is None, "nobody hears"
-        started = time.monotonic()
-        lease = await running.result()
-        assert time.monotonic() - started < SOON
-        await colour.release(lease)
 
 
 def _claim(number: int, key: str, ttl: float = LONG) -> Claim:
@@ -379,7 +355,7 @@ def _ask(locks: Manager, inbox: bytes, number: int, key: str) -> bool:
     backend = locks._backend
     assert isinstance(backend, RedisBackend)
     return isinstance(
-        backend._pool.send(backend.asking(_claim(number, key), inbox), now() + 5, script=ACQUIRE).value, list
+        backend._pool.send(backend.asking(_claim(number, key), inbox), now() + 5, script=SERVER.acquire).value, list
     )
 
 
@@ -496,7 +472,7 @@ def test_a_claim_is_not_queued_with_an_inbox_that_closes_at_that_moment(redis_se
             thread = threading.Thread(target=lambda: found.append(inbox.expect(_claim(2, key))))
             thread.start()
             time.sleep(0.1)  # it is at the mutex; if not, this shows nothing
-            inbox._listening = False
+            inbox._channels.clear()
         thread.join()
         assert found == [b"-"]
         assert "c2" not in inbox._waiting

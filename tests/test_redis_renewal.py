@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
+import distlock
 from distlock import LeaseState, LockLost
+from distlock.backends.base import Claim, Grant, now
+from distlock.testing.proxy import FaultProxy
 
-from .proxy import FaultProxy
 from .redis_tools import Colour, Connect, Probe, in_colours
 from .servers import RedisServer
 
@@ -65,6 +67,26 @@ async def test_a_key_of_another_type_costs_its_own_lease_alone(
     with pytest.raises(LockLost):
         await colour.release(bad)
     assert probe.ask("TYPE", probe.name(key)) == "set"
+
+
+def test_of_more_than_one_script_those_that_vanished_alone_are_lost(redis_server: RedisServer, key: str) -> None:
+    """Also among names that are not ASCII, whose length in bytes is another."""
+    probe, names = Probe(redis_server), [f"{key}:{number}{'é☃' if number % 7 == 0 else ''}" for number in range(600)]
+    with distlock.connect(redis_server.url) as locks:
+        backend = locks._backend
+        claims = [Claim(f"{number}", name, LONG, wait=False) for number, name in enumerate(names)]
+        grants = [grant for claim in claims if isinstance(grant := backend.acquire(claim, now() + LONG), Grant)]
+        for name in names:
+            probe.ask("PEXPIRE", probe.name(name), "30000")
+        gone = {0, 7, 255, 256, 599}
+        for number in gone:
+            probe.ask("DEL", probe.name(names[number]))
+        states = [renewal.state for renewal in backend.renew(grants, now() + LONG)]
+        assert [number for number, state in enumerate(states) if state is LeaseState.LOST] == sorted(gone)
+        assert states.count(LeaseState.HELD) == len(names) - len(gone)
+        assert {number for number, name in enumerate(names) if probe.pttl(name) <= 30_000} == gone
+        for grant in grants:
+            backend.release(grant, now() + LONG)
 
 
 @in_colours()

@@ -11,10 +11,10 @@ import distlock
 from distlock import AsyncLease, Lease, Lock
 from distlock.backends.base import Claim, now
 from distlock.backends.redis import RedisBackend
-from distlock.backends.redis._scripts import ACQUIRE
+from distlock.backends.redis._scripts import SERVER
 from distlock.testing.colours import Task
+from distlock.testing.proxy import FaultProxy, Traffic
 
-from .proxy import FaultProxy, Traffic
 from .redis_tools import Colour, Connect, Probe, in_colours
 from .servers import RedisServer
 
@@ -80,6 +80,25 @@ async def test_a_waiting_process_asks_once_in_a_third_of_a_ttl_however_many_wait
     assert probe.keys() == set()
 
 
+@in_colours()
+async def test_nobody_who_waits_asks_by_itself(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py polls. What is lost is found by the one request of the process, not by one of each waiter."""
+    monkeypatch.setattr("distlock._core.acquire.RECHECK", 0.1)
+    probe = Probe(redis_server)
+    holder = await colour.acquire(connect(redis_server.url).lock(key, ttl=60.0))
+    waiters = connect(redis_server.url)
+    running = [colour.start(partial(_hold_shortly, colour, waiters.lock(key, ttl=60.0))) for _ in range(5)]
+    await colour.until(lambda: probe.queued(key) == 5)
+    before = probe.requests()
+    await colour.sleep(1.0)
+    assert probe.requests() - before <= 1
+    await colour.release(holder)
+    for each in running:
+        await each.result()
+
+
 def test_a_refresh_of_thousands_goes_in_pieces_and_a_dead_process_is_asked_for_once(
     redis_server: RedisServer, key: str
 ) -> None:
@@ -93,10 +112,10 @@ def test_a_refresh_of_thousands_goes_in_pieces_and_a_dead_process_is_asked_for_o
         holder = holders.lock(key).acquire()
         for claim_id in crowd[key]:
             claim = Claim(claim_id, key, 60.0, wait=True)
-            backend._pool.send(backend.asking(claim, b"distlock:dead"), now() + 5, script=ACQUIRE)
+            backend._pool.send(backend.asking(claim, b"distlock:dead"), now() + 5, script=SERVER.acquire)
         for waiting, claims in ((names, 300), (crowd, count)):
             before = probe.calls()
-            found = backend._refresh(b"distlock:dead", waiting)
+            found = backend._refresh(b"distlock:dead", waiting).locks
             spent = probe.calls() - before
             assert list(found) == list(waiting)
             assert spent["evalsha"] + spent["eval"] <= math.ceil(claims / 256) + 1
@@ -107,7 +126,8 @@ def test_a_refresh_of_thousands_goes_in_pieces_and_a_dead_process_is_asked_for_o
         spent = probe.calls() - before
         assert spent["pubsub|numsub"] + spent["pubsub"] == 1
         assert spent["publish"] == 0
-        assert sorted(backend._refresh(b"distlock:dead", crowd)[key][1]) == sorted(crowd[key]), "free: let them ask"
+        found = backend._refresh(b"distlock:dead", crowd).locks
+        assert sorted(found[key][1]) == sorted(crowd[key]), "free: let them ask"
 
 
 async def _hold_shortly(colour: Colour, lock: Lock) -> None:

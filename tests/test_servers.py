@@ -10,13 +10,18 @@ import ssl
 import subprocess
 import sys
 import threading
+from itertools import islice
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
 
-from .servers import RedisServer
+from distlock.testing._ports import _ports_in_turn
+
+from .clusters import ClusterSetup
+from .sentinels import SentinelSetup
+from .servers import RedisServer, require_valkey, wait_until
 
 
 def test_it_answers_on_its_port_and_its_socket(redis_server):
@@ -124,15 +129,51 @@ def test_memory_is_limited():
 def test_a_taken_port_is_not_the_end(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1]])
-        free_port = sys.modules["tests.servers"]._free_port
-        monkeypatch.setattr("tests.servers._free_port", lambda: next(ports, None) or free_port())
+        free_port = sys.modules["tests.programs"]._free_port
+        monkeypatch.setattr("tests.programs._free_port", lambda: next(ports, None) or free_port())
         with RedisServer() as server:
             assert server.port != taken.getsockname()[1]
+
+
+def test_a_port_that_was_given_up_stays_its_users_own(monkeypatch):
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    given: list[int] = []
+    for worker in ("gw0", "gw1"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        given += islice(_ports_in_turn(), 3500)
+    assert len(set(given)) == len(given) == 7000
 
 
 def test_a_server_that_cannot_start_says_why():
     with pytest.raises(RuntimeError, match="no-such-option"), RedisServer("no-such-option 1"):
         pass
+
+
+def test_a_valkey_server_is_one(valkey_server):
+    info = valkey_server.command("INFO", "server")
+    assert isinstance(info, bytes)
+    assert b"server_name:valkey" in info
+    with redis.Redis.from_url(valkey_server.url) as client:
+        assert client.ping()
+
+
+@pytest.mark.parametrize("setup", [ClusterSetup, SentinelSetup])
+def test_valkey_serves_in_every_topology(setup):
+    with setup(binary=require_valkey()) as made:
+        old = made.servers[0]
+        assert (made.failover(old) if setup is ClusterSetup else made.failover()) is not old
+
+
+def test_a_replica_follows_its_primary_until_it_is_told_to_follow_no_one(redis_server):
+    redis_server.command("SET", "k", 1)
+    with RedisServer(replica_of=redis_server.address) as replica:
+        wait_until(lambda: replica.linked, "the replica to have the data")
+        assert (replica.role(), replica.command("GET", "k")) == ("replica", b"1")
+        replica.replicate(None)
+        assert replica.role() == "primary"
+        replica.command("SET", "k", 2)
+        replica.replicate(redis_server)
+        assert replica.command("GET", "k") == b"1"
 
 
 def test_starting_from_many_threads():

@@ -1,0 +1,49 @@
+"""Ctrl-C at any line of a backend."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import distlock.backends
+
+__all__ = ("Interruption",)
+
+BACKENDS = Path(distlock.backends.__file__).parent
+
+
+class Interruption:
+    """Raises KeyboardInterrupt at the n-th line of a backend, or of some of its files, that this thread comes to."""
+
+    def __init__(self, line: int, *files: str) -> None:
+        self._left = line
+        self._paths = tuple(str(Path(BACKENDS, name)) for name in files)
+
+    @property
+    def happened(self) -> bool:
+        return self._left <= 0
+
+    def __enter__(self) -> Interruption:
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _called(self, frame: FrameType, event: str, _: Any) -> Any:
+        return self._step if frame.f_code.co_filename.startswith(self._paths) and not self.happened else None
+
+    def _step(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line" and not self.happened and not _is_with(frame):
+            self._left -= 1
+            if self.happened:
+                raise KeyboardInterrupt
+        return self._step
+
+
+def _is_with(frame: FrameType) -> bool:
+    """That line is come to once more on the way out, before the lock is given back, where Python heeds no signal."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
