@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-__all__ = ("CLIENT", "SERVER", "awake", "description", "pin")
+__all__ = ("CLIENT", "SERVER", "awake", "description", "pin", "versions")
 
 # It ends by itself when whoever started it is gone, however that came.
 SPINNER = """
@@ -78,3 +79,15 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown processor"
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of what a store's locks are compared with."""
+    return {f"{package} of PyPI": _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TypeVar
 
-__all__ = ("Contender", "Report", "Row", "Spread", "Target", "compare", "interleaved", "rows_of")
+__all__ = (
+    "Contender",
+    "Pace",
+    "Report",
+    "Row",
+    "Spread",
+    "Target",
+    "compare",
+    "interleaved",
+    "rotated",
+    "rows_of",
+    "table_of",
+)
+
+T = TypeVar("T")
 
 ROUND_SECONDS = 0.005
 """Short, so that what else the machine does is much the same for all that are compared in one round."""
@@ -27,15 +43,46 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What a ratio to another row, or a value of its own, should not exceed."""
+class Pace:
+    """How thorough a run is, and who hears that it goes on."""
 
-    most: float
+    tick: Callable[[], object] = lambda: None
+    quick: bool = False
+    """Only to see that everything runs: its figures say nothing."""
+
+    def turns(self, full: int) -> Iterator[int]:
+        """The numbers of the turns."""
+        for turn in range(self.of(full, 2)):
+            yield turn
+            self.tick()
+
+    def of(self, full: T, quick: T) -> T:
+        """One or the other."""
+        return quick if self.quick else full
+
+
+def rotated(things: Sequence[T], turn: int) -> list[T]:
+    """All of them; each turn begins with another."""
+    first = turn % len(things)
+    return [*things[first:], *things[:first]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a ratio to another row, or a value of its own, should not exceed or fall below."""
+
+    bound: float
     of: str = ""
     """The row that it is a ratio to; empty: it bounds the value itself."""
+    least: bool = False
+    """More is better."""
+
+    def met(self, value: float) -> bool:
+        """Whether ``value`` is on the right side."""
+        return value >= self.bound if self.least else value <= self.bound
 
     def __str__(self) -> str:
-        return f"≤ {self.most:g} × {self.of}" if self.of else f"≤ {self.most:g}"
+        return f"{'≥' if self.least else '≤'} {self.bound:g}" + (f" × {self.of}" if self.of else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +119,13 @@ class Contender:
     note: str = ""
 
 
-def interleaved(
-    contenders: Sequence[Contender], rounds: int, tick: Callable[[], object] = lambda: None
-) -> dict[str, list[float]]:
+def interleaved(contenders: Sequence[Contender], rounds: int, pace: Pace) -> dict[str, list[float]]:
     """Seconds for doing it once, by contender and round; each round begins with another contender."""
     counts = {each.name: _count_for_a_round(each) for each in contenders}
     times: dict[str, list[float]] = {each.name: [] for each in contenders}
-    for turn in range(rounds):
-        first = turn % len(contenders)
-        for each in [*contenders[first:], *contenders[:first]]:
+    for turn in pace.turns(rounds):
+        for each in rotated(contenders, turn):
             times[each.name].append(_time(each, counts[each.name]) / counts[each.name])
-        tick()
     return times
 
 
@@ -99,9 +142,9 @@ def _time(contender: Contender, count: int) -> float:
     return time.perf_counter() - start
 
 
-def compare(contenders: Sequence[Contender], rounds: int, tick: Callable[[], object] = lambda: None) -> tuple[Row, ...]:
+def compare(contenders: Sequence[Contender], rounds: int, pace: Pace) -> tuple[Row, ...]:
     """The rows of a race; the first contender is the floor."""
-    return rows_of(contenders, interleaved(contenders, rounds, tick), scale=1e6, unit="µs")
+    return rows_of(contenders, interleaved(contenders, rounds, pace), scale=1e6, unit="µs")
 
 
 def rows_of(
@@ -130,4 +173,18 @@ def rows_of(
 
 
 def _ratios(values: Sequence[float], floors: Sequence[float]) -> list[float]:
-    return [value / floor for value, floor in zip(values, floors, strict=True)]
+    return [value / floor if floor else math.inf for value, floor in zip(values, floors, strict=True)]
+
+
+def table_of(
+    values: Mapping[str, Sequence[float]],
+    unit: str,
+    targets: Mapping[str, tuple[Target, ...]],
+    notes: Mapping[str, str] | None = None,
+    scale: float = 1.0,
+) -> tuple[Row, ...]:
+    """Rows from measurements by name; the first name is the floor."""
+    contenders = [
+        Contender(name, lambda _: None, targets.get(name, ()), (notes or {}).get(name, "")) for name in values
+    ]
+    return rows_of(contenders, {name: list(found) for name, found in values.items()}, scale=scale, unit=unit)

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from ._locks import MAKERS
+from ._workers import workers
 
 __all__ = ("Handoffs", "crowd", "duel")
 
@@ -32,6 +33,8 @@ class Handoffs:
     """Seconds from the moment before the release to the waiter being in, the median."""
     rate: float
     """Changes of the holder in a second, when all ask again at once."""
+    acquisitions: float = 0.0
+    """All of them in that second, those too with which the lock stayed where it was."""
 
 
 class Duelist:
@@ -40,8 +43,11 @@ class Duelist:
     def __init__(self, board: Any, me: int, barrier: Barrier) -> None:
         self.board, self.me, self.other, self.barrier = board, me, 1 - me, barrier
 
-    def ping_pong(self, lock: AbstractContextManager[object], seconds: float) -> list[int]:
-        """Hands over only to one that waits already, and asks again only after it got in; ns of each hand-over."""
+    def ping_pong(self, lock: AbstractContextManager[object], seconds: float, rest: float) -> list[int]:
+        """Hands over only to one that waits already, and asks again only after it got in; ns of each hand-over.
+
+        ``rest``: seconds between the other's wish and the release.
+        """
         board, me, other = self.board, self.me, self.other
         if me == 0:
             board[:] = [-1, 0, 0, 0, 0, 0]
@@ -57,7 +63,7 @@ class Duelist:
                     found.append(entered - board[STAMP])
                 board[LAST] = me
                 self._until(lambda: board[ASKING + other] or board[DONE + other])
-                time.sleep(SURELY_QUEUED)
+                time.sleep(rest)
                 board[STAMP] = time.monotonic_ns()
             self._until(lambda: board[LAST] == other or board[DONE + other])
         board[DONE + me] = 1
@@ -68,68 +74,55 @@ class Duelist:
         while not true():
             time.sleep(NAP)
 
-    def free_for_all(self, lock: AbstractContextManager[object], seconds: float) -> int:
-        """Asks again at once; how often the other one had had it."""
-        board, me, changes = self.board, self.me, 0
+    def free_for_all(self, lock: AbstractContextManager[object], seconds: float) -> tuple[int, int]:
+        """Asks again at once; how often the other one had had it, and how often it got in at all."""
+        board, me, changes, entered = self.board, self.me, 0, 0
         if me == 0:
             board[LAST] = -1
         self.barrier.wait()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with lock:
+                entered += 1
                 if board[LAST] != me:
                     board[LAST] = me
                     changes += 1
-        return changes
+        return changes, entered
 
 
 def _work(pipe: Connection, place: Mapping[str, str], duelist: Duelist) -> None:
     locks = {name: MAKERS[name](where) for name, where in place.items()}
     try:
         while True:
-            name, seconds = pipe.recv()
-            latencies = duelist.ping_pong(locks[name], seconds)
+            name, seconds, rest = pipe.recv()
+            latencies = duelist.ping_pong(locks[name], seconds, rest)
             duelist.barrier.wait()
-            changes = duelist.free_for_all(locks[name], seconds)
-            pipe.send((latencies, changes))
+            pipe.send((latencies, *duelist.free_for_all(locks[name], seconds if rest == SURELY_QUEUED else 0)))
     except (EOFError, KeyboardInterrupt):
         pass
 
 
 @contextmanager
-def duel(places: Mapping[str, str]) -> Iterator[Callable[[str, float], Handoffs]]:
+def duel(places: Mapping[str, str], rest: float = SURELY_QUEUED) -> Iterator[Callable[[str, float], Handoffs]]:
     """Two processes; gives a function that runs one round of one contender.
 
+    With another ``rest`` than the shortest they never ask again at once, so that there is no rate.
     They are not bound to processors: where each has threads, those would wait for one another's.
     """
     context = multiprocessing.get_context("spawn")
     board, barrier = context.RawArray("q", 6), context.Barrier(2, timeout=60)
-    pipes, workers = [], []
-    try:
-        for me in (0, 1):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_work, args=(theirs, places, Duelist(board, me, barrier)), daemon=True)
-            worker.start()
-            theirs.close()
-            pipes.append(ours)
-            workers.append(worker)
+    with workers(_work, [(places, Duelist(board, me, barrier)) for me in (0, 1)]) as pipes:
 
         def run(name: str, seconds: float) -> Handoffs:
             for pipe in pipes:
-                pipe.send((name, seconds))
+                pipe.send((name, seconds, rest))
             outcomes = [pipe.recv() for pipe in pipes]
-            latencies = [each for found, _ in outcomes for each in found]
-            return Handoffs(median(latencies) / 1e9, sum(changes for _, changes in outcomes) / seconds)
+            latencies, changes, entered = zip(*outcomes, strict=True)
+            return Handoffs(
+                median([*latencies[0], *latencies[1]]) / 1e9, sum(changes) / seconds, sum(entered) / seconds
+            )
 
         yield run
-    finally:
-        for pipe in pipes:
-            pipe.close()
-        for worker in workers:
-            worker.join(3)
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
 
 
 def crowd(locks: Sequence[AbstractContextManager[object]], seconds: float) -> Handoffs:

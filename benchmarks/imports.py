@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import distlock
 
 from ._machine import CLIENT, awake, description, pin
-from ._measure import Contender, Report, Row, Spread, Target, rows_of
+from ._measure import Pace, Report, Row, Spread, Target, rotated, table_of
 
 __all__ = ("importing",)
 
@@ -21,7 +20,7 @@ ROOT = Path(distlock.__file__).parent.parent
 PREPARE = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
 
 
-def importing(tick: Callable[[], object]) -> Report:
+def importing(pace: Pace) -> Report:
     """Of compiled files that are in memory, as on any start but the first."""
     with awake():
         pin(0, CLIENT)
@@ -31,14 +30,12 @@ def importing(tick: Callable[[], object]) -> Report:
             "import distlock": f"{PREPARE}; import distlock",
         }
         times: dict[str, list[float]] = {name: [] for name in programs}
-        for turn in range(-1, ROUNDS):
-            for name, code in programs.items():
-                seconds = _run(code)
-                if turn >= 0:
-                    times[name].append(seconds)
-            tick()
-        contenders = [Contender(name, lambda _: None) for name in programs]
-        rows = list(rows_of(contenders, times, scale=1e3, unit="ms"))
+        for code in programs.values():
+            _run(code)
+        for turn in pace.turns(ROUNDS):
+            for name in rotated(list(programs), turn):
+                times[name].append(_run(programs[name]))
+        rows = list(table_of(times, "ms", {}, scale=1e3))
         bare = times["bare interpreter"]
         own = Spread.of([(each - start) * 1e3 for each, start in zip(times["import distlock"], bare, strict=True)])
         rows.append(Row("distlock alone", own, "ms", None, ((Target(60), own.median),), _drivers()))

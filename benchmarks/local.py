@@ -17,28 +17,27 @@ from distlock.backends.base import Claim, now
 from distlock.backends.memory import MemoryBackend
 
 from ._machine import CLIENT, awake, description, pin
-from ._measure import Contender, Report, Target, compare
+from ._measure import Contender, Pace, Report, Target, compare
 from .redis_uncontended import blocks, pairs
 
 __all__ = ("files_in_memory", "files_on_disk", "memory")
 
 ROUNDS = 200
-Tick = Callable[[], object]
 FILE_TARGET = (Target(25),)
 
 
-def files_in_memory(tick: Tick) -> Report:
+def files_in_memory(pace: Pace) -> Report:
     """In a folder that is memory."""
     folder = "/dev/shm"  # noqa: S108 - a fresh folder is made in it
-    return _files(tick, folder if os.path.isdir(folder) else None, "tmpfs")
+    return _files(pace, folder if os.path.isdir(folder) else None, "tmpfs")
 
 
-def files_on_disk(tick: Tick) -> Report:
+def files_on_disk(pace: Pace) -> Report:
     """In the folder for temporary files."""
-    return _files(tick, None, "disk")
+    return _files(pace, None, "disk")
 
 
-def _files(tick: Tick, parent: str | None, medium: str) -> Report:
+def _files(pace: Pace, parent: str | None, medium: str) -> Report:
     with awake(), tempfile.TemporaryDirectory(prefix="distlock-bench-", dir=parent) as folder:
         pin(0, CLIENT)
         with distlock.connect(Path(folder).as_uri()) as locks:
@@ -50,7 +49,7 @@ def _files(tick: Tick, parent: str | None, medium: str) -> Report:
                 Contender("portalocker with", blocks(portalocker.Lock(f"{folder}/portalocker"))),
                 Contender("filelock with", blocks(filelock.FileLock(f"{folder}/filelock"))),
             )
-            rows = compare(contenders, ROUNDS, tick)
+            rows = compare(contenders, ROUNDS, pace)
         return Report(f"file uncontended, {medium}", "one acquire and release", rows, description())
 
 
@@ -84,7 +83,7 @@ def own_calls(path: str) -> Callable[[int], None]:
     return run
 
 
-def memory(tick: Tick) -> Report:
+def memory(pace: Pace) -> Report:
     """No store to speak of: what is left is the core."""
     with awake(), distlock.connect("memory://") as locks:
         pin(0, CLIENT)
@@ -94,7 +93,7 @@ def memory(tick: Tick) -> Report:
             Contender("distlock acquire/release", pairs(locks.lock("b"))),
             Contender("ensure_held", proofs(locks.lock("c")), note="one proof, inside a block"),
         )
-        return Report("memory", "one acquire and release", compare(contenders, ROUNDS, tick), description())
+        return Report("memory", "one acquire and release", compare(contenders, ROUNDS, pace), description())
 
 
 def bare_backend(backend: Any) -> Callable[[int], None]:

@@ -17,34 +17,33 @@ from distlock.backends.redis import RedisBackend
 from distlock.backends.redis._values import NO_INBOX
 
 from ._machine import CLIENT, SERVER, awake, pin
-from ._measure import Contender, Report, Row, Spread, Target, compare
+from ._measure import Contender, Pace, Report, Row, Spread, Target, compare
 from ._redis import RawLock, RawSocket, command, conditions, server, url_of
 
 __all__ = ("asynchronous", "requests", "sync")
 
 ROUNDS = 200
-Tick = Callable[[], object]
+TARGETS = (Target(1.35, "raw floor"), Target(1.15, "own scripts"))
+ASYNC_TARGETS = (Target(0.85, "redis-py on asyncio"),)
 
 
-def sync(tick: Tick) -> Report:
+def sync(pace: Pace) -> Report:
     """One thread that holds nothing else."""
+    import redis_lock
+
     with awake(), server(SERVER) as store:
         pin(0, CLIENT)
         with distlock.connect(url_of(store)) as locks, redis.Redis.from_url(url_of(store)) as client:
             contenders = (
                 Contender("raw floor", RawLock(store.port, "floor").run),
                 Contender("own scripts", OwnScripts(store.port, locks).run),
-                Contender(
-                    "distlock with", blocks(locks.lock("a")), (Target(1.5, "raw floor"), Target(1.25, "own scripts"))
-                ),
-                Contender(
-                    "distlock acquire/release",
-                    pairs(locks.lock("b")),
-                    (Target(1.5, "raw floor"), Target(1.25, "own scripts")),
-                ),
+                Contender("distlock with", blocks(locks.lock("a")), TARGETS),
+                Contender("distlock acquire/release", pairs(locks.lock("b")), TARGETS),
                 Contender("redis-py with", blocks(client.lock("c", timeout=30))),
+                Contender("python-redis-lock with", blocks(redis_lock.Lock(client, "d"))),
+                Contender("pyredlock", quorum_of_one(store.port, "e"), note="no wait, no renewal, no token"),
             )
-            rows = compare(contenders, ROUNDS, tick)
+            rows = compare(contenders, ROUNDS, pace)
             return Report("redis uncontended", "one acquire and release", rows, conditions(store, pinned=True))
 
 
@@ -90,10 +89,27 @@ def pairs(lock: distlock.Lock) -> Callable[[int], None]:
     return run
 
 
-# In event loops, for information: the floors are the same two requests by the loop's own streams.
+def quorum_of_one(port: int, key: str) -> Callable[[int], None]:
+    """pyredlock over one server, with the client of its own documentation."""
+    from pyredlock import RedisClient, Redlock
+
+    about = {"endpoint": f"127.0.0.1:{port}", "password": "", "db": 0}
+    client = RedisClient(client_conf={**about, "socket_timeout": 0.5, "socket_connect_timeout": 0.25})
+    manager = Redlock(connections=[client.get_connection()], async_mode=False)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            success, lock = manager.lock(key, 30_000)
+            assert success
+            manager.unlock(lock)
+
+    return run
 
 
-def asynchronous(tick: Tick) -> Report:
+# In event loops: the floors are the same two requests by the loop's own streams.
+
+
+def asynchronous(pace: Pace) -> Report:
     """One task that holds nothing else."""
     import trio  # not above: where it is imported, each lock asks whether it runs there
 
@@ -111,12 +127,12 @@ def asynchronous(tick: Tick) -> Report:
             contenders = (
                 Contender("raw floor (sync)", raw.run),
                 Contender("asyncio streams", on_asyncio(asyncio_streams(streams[0], streams[1], raw))),
-                Contender("distlock on asyncio", on_asyncio(async_blocks(locks.lock("a")))),
+                Contender("distlock on asyncio", on_asyncio(async_blocks(locks.lock("a"))), ASYNC_TARGETS),
                 Contender("redis-py on asyncio", on_asyncio(async_blocks(client.lock("b", timeout=30)))),
                 Contender("trio streams", lambda count: trio.run(trio_stream, store.port, raw, count)),
                 Contender("distlock on trio", lambda count: trio.run(async_blocks(locks.lock("c")), count)),
             )
-            rows = compare(contenders, ROUNDS, tick)
+            rows = compare(contenders, ROUNDS, pace)
             runner.run_until_complete(client.aclose())
             streams[1].close()
             runner.run_until_complete(locks.aclose())
@@ -164,7 +180,7 @@ async def trio_stream(port: int, raw: RawLock, count: int) -> None:
 # Counted, not timed.
 
 
-def requests(tick: Tick) -> Report:
+def requests(pace: Pace) -> Report:
     """How many requests reach the server, by its own account."""
     with server(SERVER) as store, distlock.connect(url_of(store)) as locks:
         lock = locks.lock("a")
@@ -194,7 +210,7 @@ def requests(tick: Tick) -> Report:
                     count = requests_of(store.port, call)
                     row = Row(f"{name} {step}", Spread(count, count, count), "requests")
                     rows.append(Row(row.name, row.value, row.unit, None, tuple((each, count) for each in target)))
-                tick()
+                pace.tick()
             runner.run_until_complete(locks.aclose())
             return Report("redis round trips", "requests that reach the server", rows, conditions(store, pinned=True))
 

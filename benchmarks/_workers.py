@@ -1,0 +1,51 @@
+"""Processes of a benchmark's own, each at the end of a pipe."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+__all__ = ("child", "workers")
+
+
+@contextmanager
+def child(work: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
+    """``work`` in a fresh process, which is killed when the block is left."""
+    process, ours = _started(work, arguments)
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+
+
+@contextmanager
+def workers(work: Callable[..., None], each: Iterable[tuple[Any, ...]]) -> Iterator[list[Connection]]:
+    """``work`` in fresh processes, one for the arguments in each; they end with their pipes when the block is left."""
+    pipes, processes = [], []
+    try:
+        for arguments in each:
+            process, ours = _started(work, arguments)
+            pipes.append(ours)
+            processes.append(process)
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join(3)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _started(work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[Any, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
