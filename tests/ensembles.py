@@ -184,7 +184,7 @@ class Ensemble(ABC, Generic[MemberT]):
         while True:
             self._network = self._connect()
             try:
-                start_all(self.servers)
+                self._start_up()
             except RuntimeError as error:
                 tries -= 1
                 if "address already in use" not in str(error).lower() or not tries:
@@ -192,6 +192,9 @@ class Ensemble(ABC, Generic[MemberT]):
                 Ensemble.__exit__(self)
             else:
                 return
+
+    def _start_up(self) -> None:
+        start_all(self.servers)
 
     def _thaw(self) -> None:
         for server in self.servers:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from .ensembles import Ensemble, Member, Network
 from .etcd_servers import Authority
-from .programs import START_TIMEOUT, bind_free_port, missing
+from .programs import START_TIMEOUT, bind_free_port, missing, start_all
 
 if TYPE_CHECKING:
     from kazoo.client import KazooClient
@@ -336,8 +336,12 @@ def _leaves(client: Any, path: str) -> Iterable[str]:
 class ZooKeeperEnsemble(Ensemble[ZooKeeperServer]):
     """Three ZooKeeper servers of the test's own. Options as of `ZooKeeperServer`."""
 
-    def __init__(self, settings: Iterable[str] = (), properties: Iterable[str] = ()) -> None:
+    def __init__(
+        self, settings: Iterable[str] = (), properties: Iterable[str] = (), *, last_leads: bool = False
+    ) -> None:
+        """``last_leads``: the last of the servers is the first leader, else it may be any."""
         super().__init__(ZooKeeperServer(settings, properties) for _ in range(3))
+        self._last_leads = last_leads
 
     def leader(self) -> int:
         """The number of the leader; `RuntimeError` while there is none among those that are left."""
@@ -351,6 +355,13 @@ class ZooKeeperEnsemble(Ensemble[ZooKeeperServer]):
         super().cut(number)
 
     # Inside
+
+    def _start_up(self) -> None:
+        if self._last_leads:
+            start_all(self.servers[1:])  # of two that are empty and need each other the higher number is elected
+            start_all(self.servers[:1])
+        else:
+            super()._start_up()
 
     def _connect(self) -> Network:
         """Two links from each to each other."""
