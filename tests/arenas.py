@@ -42,6 +42,7 @@ SETTLING = 10.0
 
 # Names that stores have in common, so that they stand in one line of the matrix.
 EMPTIED = "data deleted"
+EVICTED = "memory full, keys are evicted"
 KILLED = "server killed, comes back with its data"
 KILLED_EMPTY = "server killed, comes back empty"
 ALL_KILLED = "all servers killed, come back with their data"
@@ -203,8 +204,19 @@ def _of_redis(
             node.command("FLUSHALL")
         return "all keys"
 
+    def configure(name: str, value: str | int) -> None:
+        for node in nodes():
+            if node.up:
+                node.command("CONFIG", "SET", name, value)
+
+    def fill(_: Arena) -> str:
+        configure("maxmemory-policy", "allkeys-random")
+        configure("maxmemory", 1)  # all keys go, and what would write another is refused
+        return "all servers"
+
     yield again_and_again("SCRIPT FLUSH", "all servers", flush_scripts)
     yield once(EMPTIED, flush, Fault.DELETED)
+    yield swaps(EVICTED, fill, lambda: configure("maxmemory", 0), Fault.EVICTION)
     clock = clock or nodes()[0].clock
     assert clock is not None
     yield from clock_jumps(clock)
@@ -394,6 +406,7 @@ _NOT: Sequence[tuple[Sequence[str], Sequence[str], str]] = [
 ]
 _ONLY: Mapping[str, tuple[Sequence[str], str]] = {
     "SCRIPT FLUSH": (("redis", "redlock", "sentinel", "cluster"), "it has no scripts"),
+    EVICTED: (("redis", "redlock", "sentinel", "cluster"), "it evicts nothing"),
     "slot migration": (("cluster",), "it has no slots"),
     "sentinel killed": (("sentinel",), "it has no Sentinels"),
     "failover asked for": (("sentinel",), "it has no Sentinels"),
