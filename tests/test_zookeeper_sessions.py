@@ -276,9 +276,9 @@ def test_a_follower_that_is_cut_off_keeps_no_lock_alive(zookeeper_ensemble: ZooK
     follower = ensemble.followers()[0]
     away = ensemble.servers[0].url_at(*(server.port for n, server in enumerate(ensemble.servers) if n != follower))
     for _ in range(3):
-        with distlock.connect(f"{ensemble.servers[follower].url}?session_timeout=4") as locks:
+        with distlock.connect(f"{ensemble.servers[follower].url}?session_timeout=6") as locks:
             lease = locks.lock("k").acquire()
-            time.sleep(2)  # it is renewed
+            time.sleep(2.5)  # it is renewed
             with distlock.connect(away) as others:
                 lease.extend()  # asks the leader
                 ensemble.cut(follower)
