@@ -7,10 +7,13 @@ from contextlib import suppress
 
 import pytest
 
-from ... import AcquireTimeout, Deadlock
+from ... import AcquireTimeout, BackendUnavailable, Deadlock
 from ..colours import World, case
 
 __all__ = ("Waiting",)
+
+_SHORT = 1.0
+"""Seconds of a timeout that is to pass. Shorter, and a slow machine may get no answer in it: an outage, no timeout."""
 
 
 class Waiting:
@@ -51,9 +54,9 @@ class Waiting:
         async with world.block(world.locks.lock("k")):
             started = time.monotonic()
             with pytest.raises(AcquireTimeout):
-                await world.acquire(world.locks.lock("k"), timeout=0.3)
-            assert time.monotonic() - started >= 0.3
-            assert (await world.inspect("k")).waiters == ()
+                await world.acquire(world.locks.lock("k"), timeout=_SHORT)
+            assert time.monotonic() - started >= _SHORT
+            await world.queued("k", 0)
         async with world.block(world.other.lock("k", timeout=10)):
             pass
 
@@ -61,7 +64,7 @@ class Waiting:
     async def test_a_waiter_that_gave_up_is_passed_over(self, world: World) -> None:
         lease = await world.acquire(world.locks.lock("k"))
         with pytest.raises(AcquireTimeout):
-            await world.acquire(world.locks.lock("k"), timeout=0.05)
+            await world.acquire(world.locks.lock("k"), timeout=_SHORT)
         task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=30))
         await world.queued("k", 1)
         await world.release(lease)
@@ -76,7 +79,7 @@ class Waiting:
             task = world.start(lambda: world.acquire(other.lock("k"), timeout=0.02))
             await world.sleep(0.014 + 0.001 * (n % 8))
             await world.release(lease)
-            with suppress(AcquireTimeout):
+            with suppress(AcquireTimeout, BackendUnavailable):  # the latter of a store that was slow to answer
                 await world.release(await task.result())
             async with world.block(world.locks.lock("k", timeout=20)):
                 pass
@@ -88,7 +91,7 @@ class Waiting:
             with pytest.raises(Deadlock, match="reentrant=True"):
                 await world.acquire(world.locks.lock("k"), timeout=None)
             with pytest.raises(AcquireTimeout):  # this one ends
-                await world.acquire(world.locks.lock("k"), timeout=0.01)
+                await world.acquire(world.locks.lock("k"), timeout=_SHORT)
 
     @case
     async def test_two_tasks_are_no_deadlock(self, world: World) -> None:
