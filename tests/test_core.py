@@ -111,7 +111,12 @@ async def test_a_cancelled_call_in_a_thread_cleans_up_after_itself(fails: bool) 
     if fails:
         backend.before["withdraw"] = lambda: 1 / 0
     given_up: list[Claim] = []
-    backend.before["acquire"] = lambda: (asked.set(), gate.wait(PATIENCE))
+
+    def late() -> None:
+        asked.set()
+        gate.wait(PATIENCE)
+
+    backend.before["acquire"] = late
     threaded = Threaded(backend, given_up.append)
     claim = Claim("late", "k", 30.0, False)
     async with anyio.create_task_group() as tasks:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 
 from ... import AcquireTimeout, BackendUnavailable, Deadlock
+from ...backends.base import PROVISIONAL, now
 from ..colours import World, case
 
 __all__ = ("Waiting",)
@@ -33,10 +35,12 @@ class Waiting:
         if not world.locks.guarantees.fair:
             return
         order: list[int] = []
+        times: list[float] = []
 
         async def work(n: int) -> None:
             async with world.block((world.locks if n % 2 else other).lock("k")):
                 order.append(n)
+                times.append(now())
 
         other = world.other
         async with world.block(world.locks.lock("k")):
@@ -44,9 +48,12 @@ class Waiting:
             for n in range(6):
                 tasks.append(world.start(lambda n=n: work(n)))  # type: ignore[misc]
                 await world.queued("k", n + 1)
+            times.append(now())
         for task in tasks:
             await task.result()
-        assert order == list(range(6))
+        # Who is that late, as this whole process may be, is passed over.
+        stood_still = any(after - before >= PROVISIONAL for before, after in pairwise(times))
+        assert order == list(range(6)) or stood_still
 
     @case
     async def test_a_timeout_bounds_the_whole_wait(self, world: World) -> None:
