@@ -37,7 +37,7 @@ __all__ = ("ARENAS", "FAULTS", "SLOW", "Ground", "keys_left", "why_not")
 
 T = TypeVar("T")
 
-SETTLING = 10.0
+SETTLING = 30.0
 """Seconds in which a store forgets what it keeps for a while: tombstones, sessions of those that were killed."""
 
 # Names that stores have in common, so that they stand in one line of the matrix.
