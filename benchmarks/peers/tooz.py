@@ -20,7 +20,7 @@ PEER = Peer(
         fencing=no("tooz.locking:Lock.acquire"),
         fairness=no("tooz.drivers.redis:RedisLock.acquire", "redis-py's"),
         waiting=no("tooz.drivers.redis:RedisLock.acquire", "redis-py's: asks every 0.1 s"),
-        told=no("tooz.drivers.redis:RedisDriver.heartbeat", "logs a warning"),
+        told=no("tooz.drivers.redis:RedisDriver.heartbeat", "logs a warning; a release gives False"),
         asyncio=no("tooz.locking:Lock.acquire"),
     ),
 )
