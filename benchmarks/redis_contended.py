@@ -143,13 +143,13 @@ def waiting(pace: Pace) -> list[Report]:
         time.sleep(seconds)
         used = {name: [len(listed()) - 1.0] for name, listed in clients.items()}  # the monitor is one
         notes = {name: _subscribed(listed()) for name, listed in clients.items()}
-        heard = {name: heard(stores[name].port, monitor) for name, monitor in monitors.items()}
+        received = {name: heard(stores[name].port, monitor) for name, monitor in monitors.items()}
         about = conditions(stores["distlock"])
         pace.tick()
     name = f"redis, {WAITERS} waiters of one process"
-    sent = {each: [sum(found.values()) * 10 / seconds] for each, found in heard.items()}
-    what = {each: ", ".join(f"{count} {verb}" for verb, count in found.items()) for each, found in heard.items()}
-    few = {each: (Target(1),) for each in heard if each.startswith("distlock")}
+    sent = {each: [sum(found.values()) * 10 / seconds] for each, found in received.items()}
+    what = {each: ", ".join(f"{count} {verb}" for verb, count in found.items()) for each, found in received.items()}
+    few = {each: (Target(1),) for each in received if each.startswith("distlock")}
     return [
         Report(
             name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -70,9 +71,12 @@ class _Race:
         prepare = _workloads.PREPARE[self.workload]
         found: dict[str, list[dict[str, float]]] = {}
         with STORES[self.store]() as store, ExitStack() as stack:
-            self.conditions = store.conditions
+            self.conditions.update(store.conditions)
             crews = {name: stack.enter_context(Crew(name, path, store.place)) for name, path in self.pythons.items()}
             rounds = {name: self._tried(crew, partial(prepare, crew, self.pace)) for name, crew in crews.items()}
+            self.conditions.update(
+                {f"python of {name}": crew.about["python"] for name, crew in crews.items() if _elsewhere(crew)}
+            )
             for turn in self.pace.turns(_workloads.ROUNDS[self.workload]):
                 for name in rotated(list(crews), turn):
                     once = rounds[name]
@@ -103,6 +107,11 @@ class _Race:
             self.failures[crew.adapter] = str(why)
             crew.dismiss()
             return None
+
+
+def _elsewhere(crew: Crew) -> bool:
+    """Whether it runs on another Python than ours."""
+    return bool(crew.about) and crew.about["python"] != platform.python_version()
 
 
 def _figures(store: str, peers: Mapping[str, Peer], found: Values) -> list[Figure]:
