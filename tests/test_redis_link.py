@@ -67,8 +67,10 @@ def _post(pool: Pool, number: int) -> None:
         assert posted.outcome(LONG) in (Renewal(LeaseState.HELD, number), Renewal(LeaseState.UNKNOWN))
 
 
-def _waiting(pool: Pool) -> int:
-    return sum(len(link._queue) + len(link._sent) for link in pool._links)
+def _under_way(pool: Pool) -> int:
+    """Requests that have a connection, or a place in the queue of one."""
+    links = pool._links
+    return len({id(each) for link in links for each in (*link.lead.values(), *link._queue, *link._sent)})
 
 
 class Crowd:
@@ -366,7 +368,7 @@ def test_all_that_wait_on_a_connection_that_breaks_ask_once_more(redis_server: R
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
         for each in threads:
             each.start()
-        until(lambda: _waiting(pool) == 6)  # and one that asked alone on each connection
+        until(lambda: _under_way(pool) == 8)
         proxy.reset_all()
         proxy.resume()
         for each in threads:
@@ -432,7 +434,7 @@ def test_who_came_later_to_a_silent_connection_goes_to_another_one(redis_server:
         proxy.silence_all()
         first = []
         for link in links:
-            first.append(threads.submit(_ask, pool, "first", 2.0))
+            first.append(threads.submit(_ask, pool, "first", 5.0))
             until(partial(_is_led, link))
         later = [threads.submit(_ask, pool, "later") for _ in range(3)]
         until(lambda: links[0].crowded)
@@ -499,7 +501,7 @@ def test_a_renewal_does_not_starve_behind_a_crowd(redis_server: RedisServer) -> 
         for number in range(20):
             threads.append(threading.Thread(target=ask, args=(number,)))
             threads[-1].start()
-            until(lambda n=number: _waiting(pool) >= n - 1)  # type: ignore[misc]
+            until(lambda n=number: _under_way(pool) == n + 1)  # type: ignore[misc]
         link = pool._links[0]
         waiting = [int(request.frame.split(b"\r\n")[-2]) for request in (*link._sent, *link._queue)]
         assert waiting == sorted(waiting)
