@@ -154,7 +154,7 @@ import os, sys, threading, distlock
 url, folder, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def work():
     for _ in range(rounds):
-        with locks.lock("counter", ttl=5, timeout=50) as lease:
+        with locks.lock("counter", ttl=5, timeout=120) as lease:
             os.close(os.open(folder + "/inside", os.O_CREAT | os.O_EXCL))
             with open(folder + "/tokens", "a") as file:
                 file.write(f"{lease.token}\\n")
@@ -167,6 +167,7 @@ with distlock.connect(url) as locks:
 """
 
 
+@pytest.mark.timeout(180)
 def test_exclusion_holds_while_nodes_freeze_and_crash(tmp_path: Path) -> None:
     """Three processes of three threads; one node is frozen again and again, another one crashes and comes back."""
     rounds = 12
