@@ -19,7 +19,7 @@ from distlock.testing.proxy import FaultProxy
 
 from .backend_tools import claim_of, granted, soon
 from .programs import wait_until
-from .zookeeper_backend_tools import Spy, backend_of, opened, session_of
+from .zookeeper_backend_tools import backend_of, opened, session_of
 from .zookeeper_servers import MIN_SESSION, ZooKeeperEnsemble, ZooKeeperServer
 from .zookeeper_tools import queue_of
 
@@ -180,41 +180,6 @@ def test_a_waiter_learns_of_an_outage(shared_zookeeper: ZooKeeperServer) -> None
 
 
 # How much is asked
-
-
-def test_all_locks_of_a_session_are_renewed_by_one_request_in_a_third_of_it(locks: distlock.Manager) -> None:
-    leases = []
-    for number in range(100):
-        leases.append(locks.lock(f"k{number}").acquire())
-        time.sleep(0.01)  # each is due at a moment of its own
-    spy = Spy(session_of(backend_of(locks)))
-    started = now()
-    time.sleep(6)
-    assert 2 <= len(spy.asked) <= (now() - started) / 1.8 + 1
-    assert set(spy.asked) == {"Transaction"}
-    for lease in leases:
-        lease.release()
-
-
-def test_a_session_with_waiters_alone_is_proven_by_one_request_in_a_third_of_it(
-    locks: distlock.Manager, shared_zookeeper: ZooKeeperServer
-) -> None:
-    with distlock.connect(shared_zookeeper.url) as others:
-        held = others.lock("k").acquire()
-        threads = [threading.Thread(target=lambda: locks.lock("k").acquire().release()) for _ in range(5)]
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(queue_of(shared_zookeeper, "k")) == 6, "them to queue")
-        entrance = backend_of(locks)._entrance
-        wait_until(lambda: not (entrance._asking or entrance._curious), "them to have asked who holds it")
-        spy = Spy(session_of(backend_of(locks)))
-        started = now()
-        time.sleep(4)
-        assert 1 <= len(spy.asked) <= (now() - started) / 1.8 + 1
-        assert set(spy.asked) == {"Transaction"}
-        held.release()
-        for thread in threads:
-            thread.join(20)
 
 
 # Lengths
