@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pytest
@@ -401,8 +402,8 @@ def test_nothing_is_kept_of_a_lock_and_no_thread_started_for_it(
         peaks.extend([await peak_of(lambda: pairs(1)) for _ in range(ROUNDS)])
 
     painted.run(body)
-    # What grows does so in every round; what is made once, or by others meanwhile, does not.
-    assert min(kept) < COUNTED / 2, f"pieces of memory after each {COUNTED} locks: {kept}"
+    # What grows does so in every round; what is made or dropped once, or by others meanwhile, does not.
+    assert median(kept) < COUNTED / 2, f"pieces of memory after each {COUNTED} locks: {kept}"
     assert min(peaks) <= 1.5 * PEAKS[place][COLOURS.index(colour)]
     assert len([name for name in started if name != IDLE_FILES and not is_worker(name)]) < COUNTED / 2
 
