@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import redis
 from redis.utils import HIREDIS_AVAILABLE
@@ -15,7 +16,7 @@ from tests.servers import RedisServer
 
 from ._machine import SERVER, description, pin, versions
 
-__all__ = ("DirectGrant", "RawLock", "RawSocket", "command", "conditions", "port_of", "server", "url_of")
+__all__ = ("DirectGrant", "RawLock", "RawSocket", "command", "conditions", "heard", "port_of", "server", "url_of")
 
 CHECKED_DELETE = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 TAKE_OR_QUEUE = b"""
@@ -52,9 +53,11 @@ def port_of(url: str) -> int:
 
 def conditions(store: RedisServer, *, pinned: bool = False) -> dict[str, str]:
     """What readers must know of this run."""
+    with redis.Redis(port=store.port) as client:
+        version = str(client.info("server")["redis_version"])
     return {
         **description(),
-        "redis": str(redis.Redis(port=store.port).info("server")["redis_version"]),
+        "redis": version,
         **versions(PEERS),
         "hiredis": "yes" if HIREDIS_AVAILABLE else "no",
         "client and server on processors of their own": "yes" if pinned and SERVER is not None else "no",
@@ -74,10 +77,25 @@ class RawSocket:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self.socket.close()
+
     def ask(self, frame: bytes) -> bytes:
         """The reply, which is short enough to come in one piece."""
         self.socket.sendall(frame)
         return self.socket.recv(65536)
+
+
+def heard(port: int, monitor: RawSocket) -> Counter[str]:
+    """Requests that ``monitor`` was told of, by command; not what scripts then did."""
+    with closing(RawSocket(port)) as other:
+        other.ask(command("PING", "the end"))
+    seen = b""
+    while b"the end" not in seen:
+        seen += monitor.socket.recv(1 << 20)
+    lines = [line for line in seen.splitlines() if b" lua]" not in line and b"the end" not in line]
+    return Counter(line.split(b'"')[1].decode().upper() for line in lines if b'] "' in line)
 
 
 def sha1(script: bytes) -> str:

@@ -19,8 +19,10 @@ from .etcd_servers import EtcdServer
 from .redis_tools import Probe
 from .zookeeper_backend_tools import session_of
 from .zookeeper_servers import ZooKeeperServer
+from .zookeeper_tools import folder_of
 
 __all__ = (
+    "KEY",
     "TTL",
     "Clock",
     "ClusterMeter",
@@ -32,6 +34,7 @@ __all__ = (
     "is_asleep",
 )
 
+KEY = "orders:42"
 TTL = 60.0
 """Seconds: nothing recurs by itself while a test runs, and two thirds of it are no reason to give a connection up."""
 
@@ -235,6 +238,7 @@ class ZooKeeperMeter(_PlacedMeter):
         self._asked = 0
         self._handles: list[Any] = []
         self._entrances: list[Any] = []
+        server.client().ensure_path(folder_of(KEY))  # what locks make above them goes when they are free for a second
         server.drop_client()  # whose heartbeat would count
 
     def connect(self) -> Manager:

@@ -23,6 +23,7 @@ from distlock.testing.colours import COLOURS, Task
 from distlock.testing.proxy import FaultProxy
 
 from .meters import (
+    KEY,
     TTL,
     Clock,
     ClusterMeter,
@@ -35,7 +36,6 @@ from .meters import (
 )
 from .redis_tools import Colour
 
-KEY = "orders:42"
 THIRD = TTL / 3 + 1
 HELD = 100
 QUIET = 0.02
@@ -181,6 +181,7 @@ def meter(store: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         elif store == "cluster":
             yield ClusterMeter(found)
         elif store == "redlock":
+            monkeypatch.setattr("distlock.backends.redis.redlock._waiting.STRAGGLERS", PATIENCE)
             proxies = [exits.enter_context(FaultProxy(server.address)) for server in found.servers[:3]]
             yield RedlockMeter(found.url_at(*(proxy.port for proxy in proxies)), *proxies)
         elif store == "etcd":
@@ -276,6 +277,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("nobody_passed_over")
 @pytest.mark.parametrize(("operation", "store", "colour"), CASES, ids=lambda each: getattr(each, "__name__", each))
 def test_an_operation_costs_as_much_as_the_table_says(
     operation: Callable[[Clients], Coroutine[Any, Any, None]],
