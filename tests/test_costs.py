@@ -405,7 +405,7 @@ def test_nothing_is_kept_of_a_lock_and_no_thread_started_for_it(
         peak = min([await peak_of(lambda: pairs(1)) for _ in range(3)])
 
     painted.run(body)
-    # What is kept of each lock is as many pieces at least; what is made once for all, or held by others for a moment, is
+    # What is kept of each lock is as many pieces at least; what is made once for all, or held for a moment, is
     # not half of that.
     assert kept < COUNTED / 2
     assert peak <= 1.5 * PEAKS[place][COLOURS.index(colour)]
