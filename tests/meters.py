@@ -82,7 +82,7 @@ class Spent(NamedTuple):
 class Meter:
     """A store whose clients are counted. What they ask in the background may be counted a moment later."""
 
-    crowd = 3
+    crowd = 2
     """How many are to wait, of whom one is to be woken."""
 
     def __init__(self, url: str, *proxies: FaultProxy) -> None:
