@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, quantiles
 from typing import TypeVar
 
 __all__ = (
@@ -36,10 +36,13 @@ class Spread:
     median: float
     low: float
     high: float
+    middle: tuple[float, float] | None = None
+    """The quartiles: half of them lie in between."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(median(values), min(values), max(values))
+        lower, _, upper = quantiles(values, method="inclusive") if len(values) > 1 else [values[0]] * 3
+        return cls(median(values), min(values), max(values), (lower, upper))
 
 
 @dataclass(frozen=True, slots=True)
