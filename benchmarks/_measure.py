@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TypeVar
 
+from distlock.bench._measure import Spread, rotated
+
 __all__ = (
     "Contender",
     "Pace",
@@ -30,19 +32,6 @@ ROUND_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of some measurements, and their extremes."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(median(values), min(values), max(values))
-
-
-@dataclass(frozen=True, slots=True)
 class Pace:
     """How thorough a run is, and who hears that it goes on."""
 
@@ -59,12 +48,6 @@ class Pace:
     def of(self, full: T, quick: T) -> T:
         """One or the other."""
         return quick if self.quick else full
-
-
-def rotated(things: Sequence[T], turn: int) -> list[T]:
-    """All of them; each turn begins with another."""
-    first = turn % len(things)
-    return [*things[first:], *things[:first]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Processes of a benchmark's own, each at the end of a pipe."""
+"""Processes of a benchmark's own, each at the end of a pipe, which is what ends them: Ctrl-C is for their parent."""
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -46,6 +47,10 @@ def _started(work: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[Any
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
-    process.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the child inherits, and keeps
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return process, ours
