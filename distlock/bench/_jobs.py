@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -183,6 +184,7 @@ class Enter(Job):
 
 def serve(pipe: Connection, board: Any) -> None:
     """The life of a worker process: one job after the other, until the pipe is closed."""
+    logging.disable()  # what is wrong is told by the parent, in one line
     stage = Stage(pipe, board)
     with suppress(EOFError, OSError):
         while True:

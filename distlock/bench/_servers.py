@@ -124,8 +124,8 @@ def watched(pid: int) -> Callable[[Usage], Usage]:
     def complete(told: Usage) -> Usage:
         try:
             family = [process, *process.children(recursive=True)]
-            times = [each.cpu_times() for each in family]
-            cpu = sum(each.user + each.system for each in times)
+            cpu = float(sum(process.cpu_times()[2:4]))  # of children that have ended
+            cpu += sum(sum(each.cpu_times()[:2]) for each in family)
             memory = float(sum(each.memory_info().rss for each in family))
             links: float | Unknown = told.connections
             if isinstance(links, Unknown):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import BackendError, BackendUnavailable, ConfigurationError
+from .._open import without_secrets
 from ..testing.torture._colour import Colour
 from ._fight import Mutex
 from ._measure import Unknown
@@ -142,7 +143,7 @@ class SqlServer:
         from sqlalchemy import text
 
         self._engine = _engine(url)
-        self.address: str = self._engine.url.set(username=None, password=None, query={}).render_as_string()
+        self.address: str = without_secrets(url)
         self._table = table
         with _mapped(self.address), self._engine.begin() as connection:
             connection.execute(text(f"CREATE TABLE {table} (name VARCHAR(255) PRIMARY KEY)"))

@@ -221,7 +221,7 @@ def _capacity(turn: Turn) -> Measured:
         "wait": mean(waits) * 1e3,
         "server CPU": cpu if isinstance(cpu, Unknown) else 100 * cpu,
         "memory": last.memory if isinstance(last.memory, Unknown) else last.memory / 2**20,
-        "connections": last.connections,
+        "connections": first.connections,  # at the end some have gone already
     }
     return Measured(figures, waits)
 
