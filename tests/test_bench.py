@@ -134,15 +134,19 @@ def test_it_refuses_to_run_where_names_like_its_own_are_in_use(env: dict[str, st
         assert run(env, url, "--quick", "--only", "uncontended", "--namespace", "other").returncode == 0
 
 
-@pytest.mark.parametrize("workload", ["threads", "recovery", "waiting"])
-def test_ctrl_c_leaves_no_key_and_no_process(env: dict[str, str], redis_server: RedisServer, workload: str) -> None:
-    args = redis_server.url, "--only", workload, "--seconds", "60", "--json"
+@pytest.mark.parametrize(("workload", "key"), [("threads", "wanted"), ("recovery", "killed"), ("waiting", "kept")])
+def test_ctrl_c_leaves_no_key_and_no_process(
+    env: dict[str, str], redis_server: RedisServer, workload: str, key: str
+) -> None:
+    args = redis_server.url, "--only", workload, "--seconds", "60", "--rounds", "1000", "--json"
     with subprocess.Popen(
         command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        wait_until(lambda: any("distlock-bench" in key for key in keys_of(redis_server)), "it is at work")
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        try:
+            wait_until(lambda: any(key in name for name in keys_of(redis_server)), "it is at work")
+            family = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
         out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert json.loads(out)["interrupted"]

@@ -112,7 +112,7 @@ def _hand_offs(axes: Any, cells: Sequence[Cell]) -> None:
 def _page(outcome: Outcome, svg: str) -> str:
     from rich.console import Console
 
-    console = Console(record=True, file=io.StringIO(), width=140)
+    console = Console(record=True, file=io.StringIO(), width=200)
     console.print(tables(outcome))
     shown = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
     facts = "".join(f"<li>{escape(name)}: {escape(value)}</li>" for name, value in outcome.conditions.items())

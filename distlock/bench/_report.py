@@ -120,7 +120,7 @@ def _table(outcome: Outcome, work: Workload) -> RenderableType:
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     if work.varied:
         shown.add_column("contenders", justify="right")
     for metric in work.metrics:

@@ -6,9 +6,10 @@ import fcntl
 import os
 import urllib.parse
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from .. import ConfigurationError
 from ._measure import Unknown
@@ -123,16 +124,24 @@ def watched(pid: int) -> Callable[[Usage], Usage]:
 
     def complete(told: Usage) -> Usage:
         try:
-            family = [process, *process.children(recursive=True)]
-            cpu = float(sum(process.cpu_times()[2:4]))  # of children that have ended
-            cpu += sum(sum(each.cpu_times()[:2]) for each in family)
-            memory = float(sum(each.memory_info().rss for each in family))
-            links: float | Unknown = told.connections
-            if isinstance(links, Unknown):
-                links = float(sum(link.status == "ESTABLISHED" for each in family for link in each.net_connections()))
+            found = [_of_one(process)]
+            ended = process.cpu_times()[2:4]  # of children
+            family = process.children(recursive=True)
         except psutil.Error as error:
             why = Unknown(f"{type(error).__name__} of process {pid}")
             return Usage(why, why, told.connections)
-        return Usage(cpu, memory, links)
+        for each in family:
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                found.append(_of_one(each))
+        cpus, memories, links = zip(*found, strict=True)
+        connections = sum(links) if isinstance(told.connections, Unknown) else told.connections
+        return Usage(sum(cpus) + sum(ended), sum(memories), connections)
 
     return complete
+
+
+def _of_one(process: Any) -> tuple[float, float, float]:
+    """Seconds of processor time, bytes, and connections."""
+    links = process.net_connections() if hasattr(process, "net_connections") else process.connections()
+    established = sum(link.status == "ESTABLISHED" for link in links)
+    return sum(process.cpu_times()[:2]), float(process.memory_info().rss), float(established)

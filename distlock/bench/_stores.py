@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from .. import AcquireTimeout, BackendUnavailable, DistLockError, Guarantees, Unsupported, connect
@@ -20,7 +21,8 @@ __all__ = ("KeysInUse", "Store", "check_free", "opened")
 
 LEASES = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 """Seconds that are tried, where the wanted ttl is too short for the store."""
-FLOOR_SECONDS = 0.02
+FLOOR_SECONDS = 0.03
+WARM = 10
 CLEANING = 10.0
 """Seconds, beyond the ttl, for what is left to go."""
 LEASE = 30.0
@@ -49,7 +51,6 @@ class Store:
     complete: Any = field(default=lambda told: told, repr=False)
     trouble: DistLockError | None = None
     """Why it is not asked any more."""
-    _pairs: int = 10
 
     @property
     def is_shared(self) -> bool:
@@ -64,17 +65,19 @@ class Store:
         return Tiered(way) if self.tiered else way
 
     def floor(self) -> float | None:
-        """Seconds of the least that a lock on its server costs, now."""
+        """Seconds of the least that a lock on its server costs, now: the median of some."""
         if not self.server.floor:
             return None
         with self.mapped():
-            while (spent := self._timed()) < FLOOR_SECONDS / 4 and self._pairs < 100_000:
-                self._pairs *= 2
-        return spent / self._pairs
+            self.server.run(WARM)
+            until, times = time.perf_counter() + FLOOR_SECONDS, [self._timed()]
+            while time.perf_counter() < until:
+                times.append(self._timed())
+        return median(times)
 
     def _timed(self) -> float:
         began = time.perf_counter()
-        self.server.run(self._pairs)
+        self.server.run(1)
         return time.perf_counter() - began
 
     def requests(self) -> float | Unknown:

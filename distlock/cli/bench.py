@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ("bench",)
 
 COLOURS = ("sync", "asyncio", "trio")
-WIDE = 140
+WIDE = 200
 """Columns of a table that is not for a terminal."""
 
 HELP = """Compare backends and topologies on your own servers.
