@@ -161,8 +161,8 @@ def _notes(outcome: Outcome, work: Workload) -> Iterator[str]:
 
 
 def _floors(outcome: Outcome) -> Iterator[str]:
-    for store in {id(store.server): store for store in reversed(outcome.stores)}.values():
-        found = [floor * 1e6 for cell in outcome.cells if cell.store.server is store.server for floor in cell.floors]
+    for store in outcome.stores:
+        found = [floor * 1e6 for cell in outcome.cells if cell.store is store for floor in cell.floors]
         if found:
             yield f"floor of {store.name}: {store.server.floor}: {_spread(Spread.of(found))} µs"
 
@@ -174,4 +174,6 @@ def _spread(spread: Spread) -> str:
 
 
 def _plain(value: float) -> str:
+    if 0 < abs(value) < 0.1:
+        return f"{value:.3f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

@@ -16,11 +16,13 @@ from ._machine import description, versions
 from ._measure import Spread, Unknown, rotated
 from ._plan import Plan
 from ._stores import KeysInUse, Store, check_free, opened
-from ._workloads import WORKLOADS, Measured, Turn, Workload
+from ._workloads import WORKLOADS, Measured, NothingDone, Turn, Workload
 
 __all__ = ("Cell", "Failure", "Outcome", "bench")
 
 PACKAGES = ("pydistlock", "redis", "hiredis", "grpcio", "kazoo", "sqlalchemy")
+LONGER = 3
+"""Times that a turn is tried again, each for four times as long, until anything is seen."""
 SAMPLES = 2000
 """Of each turn that are kept to be drawn."""
 
@@ -191,7 +193,7 @@ def _take_turn(outcome: Outcome, cell: Cell, workers: Crew) -> None:
     store, has_floor = cell.store, cell.workload.has_floor
     try:
         before = store.floor() if has_floor else None
-        found = cell.workload.measure(Turn(outcome.plan, workers, store, cell.at))
+        found = _measured(Turn(outcome.plan, workers, store, cell.at), cell.workload)
         after = store.floor() if has_floor else None
         cell.take(found, None if before is None or after is None else (before + after) / 2)
     except DistLockError as error:
@@ -201,6 +203,16 @@ def _take_turn(outcome: Outcome, cell: Cell, workers: Crew) -> None:
             for other in outcome.cells:
                 if other.store.url == store.url:
                     other.missing = other.missing or str(error)
+
+
+def _measured(turn: Turn, work: Workload) -> Measured:
+    """For a longer time than was asked for, if nothing is done in that."""
+    for _ in range(LONGER):
+        try:
+            return work.measure(turn)
+        except NothingDone:
+            turn = replace(turn, plan=replace(turn.plan, seconds=4 * turn.plan.seconds))
+    return work.measure(turn)
 
 
 @contextmanager

@@ -16,12 +16,16 @@ from ._measure import Unknown, percentile
 from ._plan import Plan
 from ._stores import LEASE, Store
 
-__all__ = ("WORKLOADS", "Measured", "Metric", "Turn", "Workload")
+__all__ = ("WORKLOADS", "Measured", "Metric", "NothingDone", "Turn", "Workload")
 
 MOST = 4
 """Processes of a capacity turn."""
 SURELY_WAITS = 0.2
 """Seconds in which a process that is about to wait does so."""
+
+
+class NothingDone(DistLockError):
+    """A turn was too short to see anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ def _uncontended(turn: Turn) -> Measured:
 
 def _some(found: Sequence[Any]) -> Sequence[Any]:
     if not found:
-        raise DistLockError("nothing was done in time: give it more --seconds")
+        raise NothingDone("nothing was done in time: give it more --seconds")
     return found
 
 
@@ -212,13 +216,14 @@ def _capacity(turn: Turn) -> Measured:
     jobs = [Fight(turn.store.way(), plan.colour, tuple(keys), plan.timeout, plan.work)] * processes
     found, (first, last, seconds) = turn.run(jobs, 0.0, lambda window: turn.during(window, turn.store.usage))
     tallies = [tally for each in found for tally in each]
-    waits = _some([wait for tally in tallies for wait in tally.waits])
+    waits = [wait for tally in tallies for wait in tally.waits]
     failed = sum(tally.failed for tally in tallies)
+    _some(waits or range(failed))
     cpu = _change(first.cpu, last.cpu, seconds)
     figures: Figures = {
         "rate": len(waits) / plan.seconds,
         "failed": 100 * failed / (failed + len(waits)),
-        "wait": mean(waits) * 1e3,
+        "wait": mean(waits) * 1e3 if waits else Unknown("all acquires have failed"),
         "server CPU": cpu if isinstance(cpu, Unknown) else 100 * cpu,
         "memory": last.memory if isinstance(last.memory, Unknown) else last.memory / 2**20,
         "connections": first.connections,  # at the end some have gone already
@@ -300,6 +305,7 @@ WORKLOADS = {
             CAPACITY,
             _capacity,
             lambda store, plan: _for_threads(plan.colour, store),
+            has_floor=False,
             processes=lambda plan: min(MOST, max(plan.contenders)),
         ),
     )
