@@ -6,11 +6,10 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 from ._measure import Report
+from ._progress import progress
 from ._run import BENCHMARKS, run
 from ._table import table
 
@@ -23,7 +22,7 @@ def main() -> int:
     failed: list[str] = []
     stopped = False
     try:
-        with _progress(len(options.only)) as tell:
+        with progress(len(options.only)) as tell:
             for name in options.only:
                 found = run(name, tell, quick=options.quick)
                 reports.extend(found)
@@ -56,28 +55,6 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.only = options.only or list(BENCHMARKS)
     return options
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, bool], object]]:
-    """Shows what runs, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda name, done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[rounds]} rounds"), console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=total, rounds=0)
-        rounds: dict[str, int] = {}
-
-        def tell(name: str, done: bool) -> None:
-            rounds[name] = rounds.get(name, 0) + 1
-            progress.update(task, description=name, advance=1 if done else 0, rounds=rounds[name])
-
-        yield tell
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import redis
 from redis.utils import HIREDIS_AVAILABLE
@@ -16,7 +17,7 @@ from tests.servers import RedisServer
 
 from ._machine import SERVER, description, pin, versions
 
-__all__ = ("DirectGrant", "RawLock", "RawSocket", "command", "conditions", "port_of", "server", "url_of")
+__all__ = ("DirectGrant", "RawLock", "RawSocket", "command", "conditions", "heard", "port_of", "server", "url_of")
 
 TAKE_OR_QUEUE = b"""
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', 30000) then return 1 end
@@ -52,9 +53,11 @@ def port_of(url: str) -> int:
 
 def conditions(store: RedisServer, *, pinned: bool = False) -> dict[str, str]:
     """What readers must know of this run."""
+    with redis.Redis(port=store.port) as client:
+        version = str(client.info("server")["redis_version"])
     return {
         **description(),
-        "redis": str(redis.Redis(port=store.port).info("server")["redis_version"]),
+        "redis": version,
         **versions(PEERS),
         "hiredis": "yes" if HIREDIS_AVAILABLE else "no",
         "client and server on processors of their own": "yes" if pinned and SERVER is not None else "no",
@@ -69,12 +72,29 @@ class RawSocket(_redis.RawSocket):
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().__init__(link)
 
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self.socket.close()
+
+
+def heard(port: int, monitor: RawSocket) -> Counter[str]:
+    """Requests that ``monitor`` was told of, by command; not what scripts then did."""
+    with closing(RawSocket(port)) as other:
+        other.ask(command("PING", "the end"))
+    seen = b""
+    while b"the end" not in seen:
+        seen += monitor.socket.recv(1 << 20)
+    lines = [line for line in seen.splitlines() if b" lua]" not in line and b"the end" not in line]
+    return Counter(line.split(b'"')[1].decode().upper() for line in lines if b'] "' in line)
+
 
 class RawLock(_redis.RawLock):
     """The least that any lock on Redis does: two prepared requests, and a look at the replies."""
 
     def __init__(self, port: int, key: str) -> None:
-        super().__init__([RawSocket(port)], key)
+        link = RawSocket(port)
+        self.ask = link.ask
+        super().__init__([link], key)
 
 
 class DirectGrant(RawSocket):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -16,7 +15,7 @@ from distlock.bench._workers import child
 from ._machine import awake
 from ._measure import Pace, Report, Target, rotated, table_of
 from ._melee import melee
-from ._redis import RawSocket, command, conditions, port_of, server, url_of
+from ._redis import RawSocket, command, conditions, heard, port_of, server, url_of
 
 __all__ = ("crowd", "waiting")
 
@@ -144,13 +143,13 @@ def waiting(pace: Pace) -> list[Report]:
         time.sleep(seconds)
         used = {name: [len(listed()) - 1.0] for name, listed in clients.items()}  # the monitor is one
         notes = {name: _subscribed(listed()) for name, listed in clients.items()}
-        heard = {name: _heard(stores[name].port, monitor) for name, monitor in monitors.items()}
+        received = {name: heard(stores[name].port, monitor) for name, monitor in monitors.items()}
         about = conditions(stores["distlock"])
         pace.tick()
     name = f"redis, {WAITERS} waiters of one process"
-    sent = {each: [sum(found.values()) * 10 / seconds] for each, found in heard.items()}
-    what = {each: ", ".join(f"{count} {verb}" for verb, count in found.items()) for each, found in heard.items()}
-    few = {each: (Target(1),) for each in heard if each.startswith("distlock")}
+    sent = {each: [sum(found.values()) * 10 / seconds] for each, found in received.items()}
+    what = {each: ", ".join(f"{count} {verb}" for verb, count in found.items()) for each, found in received.items()}
+    few = {each: (Target(1),) for each in received if each.startswith("distlock")}
     return [
         Report(
             name,
@@ -198,13 +197,3 @@ def _id(line: bytes) -> bytes:
 def _subscribed(lines: list[bytes]) -> str:
     count = sum(b" sub=0 " not in line for line in lines)
     return f"{count} of them subscribed" if count else ""
-
-
-def _heard(port: int, monitor: RawSocket) -> Counter[str]:
-    """Requests that ``monitor`` was told of, by command; not what scripts then did."""
-    RawSocket(port).ask(command("PING", "the end"))
-    seen = b""
-    while b"the end" not in seen:
-        seen += monitor.socket.recv(1 << 20)
-    lines = [line for line in seen.splitlines() if b" lua]" not in line and b"the end" not in line]
-    return Counter(line.split(b'"')[1].decode().upper() for line in lines if b'] "' in line)

@@ -37,11 +37,12 @@ __all__ = ("ARENAS", "FAULTS", "SLOW", "Ground", "keys_left", "why_not")
 
 T = TypeVar("T")
 
-SETTLING = 10.0
+SETTLING = 30.0
 """Seconds in which a store forgets what it keeps for a while: tombstones, sessions of those that were killed."""
 
 # Names that stores have in common, so that they stand in one line of the matrix.
 EMPTIED = "data deleted"
+EVICTED = "memory full, keys are evicted"
 KILLED = "server killed, comes back with its data"
 KILLED_EMPTY = "server killed, comes back empty"
 ALL_KILLED = "all servers killed, come back with their data"
@@ -203,8 +204,19 @@ def _of_redis(
             node.command("FLUSHALL")
         return "all keys"
 
+    def configure(name: str, value: str | int) -> None:
+        for node in nodes():
+            if node.up:
+                node.command("CONFIG", "SET", name, value)
+
+    def fill(_: Arena) -> str:
+        configure("maxmemory-policy", "allkeys-random")
+        configure("maxmemory", 1)  # all keys go, and what would write another is refused
+        return "all servers"
+
     yield again_and_again("SCRIPT FLUSH", "all servers", flush_scripts)
     yield once(EMPTIED, flush, Fault.DELETED)
+    yield swaps(EVICTED, fill, lambda: configure("maxmemory", 0), Fault.EVICTION)
     clock = clock or nodes()[0].clock
     assert clock is not None
     yield from clock_jumps(clock)
@@ -394,6 +406,7 @@ _NOT: Sequence[tuple[Sequence[str], Sequence[str], str]] = [
 ]
 _ONLY: Mapping[str, tuple[Sequence[str], str]] = {
     "SCRIPT FLUSH": (("redis", "redlock", "sentinel", "cluster"), "it has no scripts"),
+    EVICTED: (("redis", "redlock", "sentinel", "cluster"), "it evicts nothing"),
     "slot migration": (("cluster",), "it has no slots"),
     "sentinel killed": (("sentinel",), "it has no Sentinels"),
     "failover asked for": (("sentinel",), "it has no Sentinels"),

@@ -68,7 +68,7 @@ class WallClock:
     @property
     def ahead(self) -> float:
         """How far it is before that of the machine."""
-        return self.now - time.time()
+        return (self._still.value - time.time_ns() if self._still.value else self._ahead.value) / _SECOND
 
     def jump(self, seconds: float) -> None:
         """Forwards, or backwards if it is negative. It may stand still while it does."""

@@ -116,9 +116,16 @@ class Ensemble(ABC, Generic[MemberT]):
         """One of those that are up and not cut off."""
         return self.servers[self.left[0]]
 
-    @abstractmethod
     def leader(self) -> int:
-        """The number of the leader; `RuntimeError` while there is none that those that are left agree on."""
+        """The number of the leader that those that are left agree on. Waited for: where it is busy they elect anew."""
+        found: list[int] = []
+
+        def look() -> bool:
+            found.append(self._leader())
+            return True
+
+        wait_until(look, "a leader")
+        return found[0]
 
     def followers(self) -> list[int]:
         leader = self.leader()
@@ -131,7 +138,11 @@ class Ensemble(ABC, Generic[MemberT]):
     # What happens to it
 
     def flush(self) -> None:
-        self.any.flush()
+        def empty() -> bool:
+            self.any.flush()
+            return True
+
+        wait_until(empty, "the store to be emptied")
 
     def kill(self, number: int) -> None:
         """A crash (SIGKILL)."""
@@ -164,6 +175,10 @@ class Ensemble(ABC, Generic[MemberT]):
         self._await_all()
 
     # Each kind's own
+
+    @abstractmethod
+    def _leader(self) -> int:
+        """At this moment; `RuntimeError` while there is none that those that are left agree on."""
 
     @abstractmethod
     def _connect(self) -> Network:
@@ -206,7 +221,7 @@ class Ensemble(ABC, Generic[MemberT]):
         self._network.cut(end for number in self._cut for end in self._ends(number))
 
     def _settled(self) -> bool:
-        self.leader()
+        self._leader()
         return all(self.servers[number].serves() for number in self.left)
 
     def _settle(self) -> None:

@@ -12,7 +12,8 @@ from distlock._clock import now
 from distlock.backends.base import BackendUnavailable
 from distlock.backends.etcd import EtcdBackend, open_url
 from distlock.backends.etcd._client import Answer
-from distlock.backends.etcd._rpc import TXN, Method
+from distlock.backends.etcd._rpc import TXN, Method, pb
+from distlock.backends.etcd._watches import Watches
 
 from .etcd_servers import EtcdServer
 
@@ -23,6 +24,7 @@ __all__ = (
     "names_of_leases",
     "opened",
     "spied",
+    "watch_made",
 )
 
 Request = Any
@@ -105,6 +107,18 @@ def opened(url: str, op_timeout: float = 5.0) -> Iterator[EtcdBackend]:
 def spied(url: str, **options: Any) -> Iterator[tuple[EtcdBackend, Spy]]:
     with opened(url, **options) as backend:
         yield backend, Spy(backend)
+
+
+def watch_made(watches: Watches) -> threading.Event:
+    """Is set when the first watch is made, and the server has said so. To be asked for before anyone waits."""
+    made, hear = threading.Event(), watches._heard
+
+    def heard(turn: object, reply: pb.WatchResponse) -> None:
+        hear(turn, reply)
+        made.set()
+
+    watches._heard = heard  # type: ignore[method-assign]
+    return made
 
 
 def names_of_leases(server: EtcdServer) -> dict[int, Sequence[str]]:

@@ -27,6 +27,8 @@ __all__ = ("MIN_TTL", "Authority", "EtcdCluster", "EtcdServer", "require_etcd", 
 _HEARTBEAT, _ELECTION = 50, 650
 MIN_TTL = 1
 """Seconds: the least TTL that a lease gets here."""
+_LOOK = 3.0
+"""Seconds that a member has to say how it is."""
 
 
 def require_etcd() -> str:
@@ -233,11 +235,11 @@ class EtcdServer(Member):
 
     def status(self) -> tuple[str, str]:
         """The ids, in hex, of itself and of the leader that it knows (``0``: of none)."""
-        status = self._post("maintenance/status", {}, 1.0)
+        status = self._post("maintenance/status", {}, _LOOK)
         return f"{int(status['header']['member_id']):x}", f"{int(status.get('leader', 0)):x}"
 
     def serves(self) -> bool:
-        return self._exchange("GET", "/health", None, 1.0)[0] == 200
+        return self._exchange("GET", "/health", None, _LOOK)[0] == 200
 
     # Inside
 
@@ -335,8 +337,7 @@ class EtcdCluster(Ensemble[EtcdServer]):
         """Its URL by way of the other members."""
         return self.servers[0].url_at(*(server.port for server in self.servers if server is not self.servers[number]))
 
-    def leader(self) -> int:
-        """The number of the leader; `RuntimeError` while those that are left do not agree."""
+    def _leader(self) -> int:
         leaders = {self.servers[number].status()[1] for number in self.left}
         if len(leaders) != 1 or not leaders <= {self._ids[number] for number in self.left}:
             raise RuntimeError(f"no leader at this moment: {leaders}")
@@ -349,10 +350,14 @@ class EtcdCluster(Ensemble[EtcdServer]):
 
     def lead(self, number: int) -> None:
         """Another leader, in order."""
-        old = self.leader()
-        if old != number:
-            self.servers[old].call("maintenance/transfer-leadership", targetID=str(int(self._ids[number], 16)))
-            wait_until(lambda: self.leader() == number, f"member {number} to lead")
+
+        def leads() -> bool:
+            leader = self._leader()
+            if leader != number:  # a busy one may refuse to go, or another than was meant be elected
+                self.servers[leader].call("maintenance/transfer-leadership", targetID=str(int(self._ids[number], 16)))
+            return leader == number
+
+        wait_until(leads, f"member {number} to lead")
 
     # Inside
 

@@ -36,7 +36,7 @@ __all__ = (
     "wait_until",
 )
 
-START_TIMEOUT = 15.0
+START_TIMEOUT = 30.0  # three servers of Java need some, on a machine that is busy with other tests
 _STOP_TIMEOUT = 10.0
 _CHANGE_TIMEOUT = 40.0  # for several servers to agree; some seconds less than a test may last
 

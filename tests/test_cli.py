@@ -25,7 +25,7 @@ from .children import untraced
 from .servers import bind_free_port
 
 ROOT = Path(distlock.__file__).parent.parent
-TIMEOUT = 50
+TIMEOUT = 150
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_colours_are_left_out_if_so_wished(env, terminals, no_color):
 
 @pytest.mark.parametrize("moment", ["without a lock", "with the lock"])
 def test_ctrl_c_ends_all_and_leaves_nothing(env, terminals, redis_url, moment):
-    terminal = on_terminal(terminals, untraced(env), "demo", "--stock", "600", "--url", redis_url)
+    terminal = on_terminal(terminals, untraced(env), "demo", "--stock", "2000", "--url", redis_url)
     terminal.wait_for_sales(moment)
     workers = psutil.Process(terminal.process.pid).children(recursive=True)
     assert len(workers) == 4
@@ -316,7 +316,7 @@ def test_ctrl_c_ends_all_and_leaves_nothing(env, terminals, redis_url, moment):
 
 
 def test_ctrl_c_while_the_workers_start(env, terminals):
-    terminal = on_terminal(terminals, untraced(env), "demo", "--workers", "8")
+    terminal = on_terminal(terminals, untraced(env), "demo", "--workers", "8", "--stock", "2000")
     terminal.wait_for_bar()
     terminal.process.send_signal(signal.SIGINT)
     terminal.finish()

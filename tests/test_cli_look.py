@@ -165,7 +165,7 @@ def forced(env: dict[str, str], *args: str, answer: str = "") -> subprocess.Comp
 
 @pytest.mark.parametrize("how", ["asked", "not asked", "by token"])
 def test_a_lease_is_ended_by_force(env, locks, how):
-    lease = locks.lock("k", ttl=3).acquire()
+    lease = locks.lock("k", ttl=9).acquire()
     options = {"asked": [], "not asked": ["--yes"], "by token": ["-y", "--token", str(lease.token)]}[how]
     done = forced(env, "k", "--force", *options, answer="y\n")
     assert (done.returncode, done.stdout.strip()) == (0, "")
@@ -212,9 +212,9 @@ def test_a_lock_that_nobody_holds_is_said_to_be_so(env, locks):
 def test_on_files_the_holder_is_asked(env, tmp_path):
     env["DISTLOCK_URL"] = f"file://{tmp_path}/locks"
     with distlock.connect(env["DISTLOCK_URL"]) as locks:
-        lease: Any = locks.lock("k", ttl=1).acquire()
+        lease: Any = locks.lock("k", ttl=6).acquire()
         done = forced(env, "k", "--force", "--yes")
         assert done.returncode == 0
         assert "ended by force" in done.stderr
         wait_until(lambda: lease.state is LeaseState.LOST)
-        assert locks.inspect("k").holder is None
+        wait_until(lambda: locks.inspect("k").holder is None)

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -104,17 +105,24 @@ def test_a_coroutine_that_suspends_without_a_loop_is_a_bug_that_says_so() -> Non
 @pytest.mark.parametrize("fails", [False, True])
 async def test_a_cancelled_call_in_a_thread_cleans_up_after_itself(fails: bool) -> None:
     """The thread cannot be stopped; what it brings too late it gives back itself: its manager may be closed."""
-    backend, gate = Moody(), threading.Event()
+    backend, asked, gate = Moody(), threading.Event(), threading.Event()
     withdrawn: list[str] = []
     backend.after["withdraw"] = lambda: withdrawn.append("k")
     if fails:
         backend.before["withdraw"] = lambda: 1 / 0
     given_up: list[Claim] = []
-    backend.before["acquire"] = lambda: gate.wait(PATIENCE)
+
+    def late() -> None:
+        asked.set()
+        gate.wait(PATIENCE)
+
+    backend.before["acquire"] = late
     threaded = Threaded(backend, given_up.append)
     claim = Claim("late", "k", 30.0, False)
-    with anyio.move_on_after(0.05):
-        await threaded.acquire(claim, now() + 5)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(threaded.acquire, claim, now() + PATIENCE)
+        await anyio.to_thread.run_sync(asked.wait, PATIENCE)
+        tasks.cancel_scope.cancel()
     assert given_up == []
     gate.set()
     if fails:
@@ -150,8 +158,8 @@ def test_validity_counts_from_before_the_request() -> None:
     backend = Moody()
     with Manager(backend) as locks:
         backend.after["acquire"] = lambda: time.sleep(0.8)
-        lease = locks.lock("k", ttl=2.0, renew=False).acquire()
-        assert lease.remaining() < 1.2
+        lease = locks.lock("k", ttl=20.0, renew=False).acquire()
+        assert lease.remaining() < 19.2
         lease.release()
         backend.after["acquire"] = lambda: time.sleep(0.3)
         late = locks.lock("late", ttl=0.2).acquire()
@@ -228,7 +236,8 @@ def test_who_had_it_for_a_moment_is_watched_for_once_more() -> None:
         first.release()
         wait_until(lambda: backend.watches == 3, "it to wait again")  # the other one has waited, too
         others[0].release()
-        waiter.result(PATIENCE).release()
+        with suppress(LockLost):  # a slow machine may take longer than its ttl from here to there
+            waiter.result(PATIENCE).release()
 
 
 def test_a_store_that_is_gone_when_it_is_asked_again_is_told_later() -> None:
@@ -262,8 +271,9 @@ def test_renewals_go_out_together() -> None:
     backend = Moody()
     with Manager(backend) as locks:
         leases = [locks.lock(f"k{n}").acquire() for n in range(30)]
-        for lease in leases:
-            lease._hold.renew_at = now()
+        with locks._watchdog._looking:
+            for lease in leases:
+                lease._hold.renew_at = now()
         locks._watchdog._nudge()
         settled(lambda: backend.renewals)
         assert backend.renewals == [30]
@@ -275,7 +285,7 @@ def test_a_blip_is_unknown_and_then_held_again() -> None:
     """mithril: one failed renewal, and the lock was given up."""
     backend = Moody()
     with Manager(backend) as locks:
-        lease = locks.lock("k", ttl=3.0).acquire()
+        lease = locks.lock("k", ttl=6.0).acquire()
         backend.before["renew"] = down
         settled(lambda: lease.state is LeaseState.UNKNOWN)
         assert lease.ensure_held() == lease.token
@@ -288,7 +298,7 @@ def test_a_blip_is_unknown_and_then_held_again() -> None:
 def test_an_outage_is_a_loss_before_the_store_would_let_anyone_in(error: Callable[[], object]) -> None:
     backend, lost = Moody(), threading.Event()
     with Manager(backend) as locks:
-        lease = locks.lock("k", ttl=1.0).acquire()
+        lease = locks.lock("k", ttl=3.0).acquire()
         lease._hold.on_lost(lost.set)
         assert lease._hold.deadline < backend._locks["k"].expires
         backend.before["renew"] = backend.before["withdraw"] = error
@@ -480,10 +490,10 @@ def test_what_was_left_over_is_not_finished_at_the_cost_of_the_leases() -> None:
 
     backend = Silent()
     with Manager(backend, op_timeout=5.0) as locks:
-        lease = locks.lock("k", ttl=3.0).acquire()
+        lease = locks.lock("k", ttl=6.0).acquire()
         for number in range(3):
             locks._watchdog.give_up(Claim(f"{number}", f"{number}", 30.0, True))
-        settled(lambda: len(backend.renewals) >= 4)
+        settled(lambda: len(backend.renewals) >= 3)
         assert lease.state is LeaseState.HELD
         lease.release()
         locks._watchdog._chores.clear()
@@ -497,7 +507,8 @@ def test_a_store_without_transactions_guards_none(locks: Manager) -> None:
 
 
 def test_dropping_a_lease_warns_and_lets_it_lapse(locks: Manager) -> None:
-    lease = locks.lock("k", ttl=0.6).acquire()
+    gc.collect()  # what earlier tests have left may warn, too
+    lease = locks.lock("k", ttl=3.0).acquire()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del lease

@@ -84,29 +84,28 @@ class TestWaiting:
     async def test_a_flood_of_wake_ups_is_no_spin(self, world: World) -> None:
         """rueidis 4e74bce: each wake-up was one more check, and they piled up."""
         lease = await world.acquire(world.other.lock("k"))
-        task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=0.6))
+        task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=PATIENCE))
         await world.until(lambda: self.backend.wakes_of)
         wake, started = self.backend.wakes_of[0], time.monotonic()
-        woken = 0
-        while not task.done:
+        woken = checks = 0
+        while checks < 50:
             wake()
             woken += 1
             await world.sleep(0)
+            checks = max(self.backend.asked.values())
         lasted = time.monotonic() - started
-        with pytest.raises(AcquireTimeout):
-            await task.result()
-        checks = max(self.backend.asked.values())
         assert woken > 3 * checks  # there was a flood
         assert checks <= lasted / core.CALM + 3
         assert self.backend.most_at_a_time == 1
         await world.release(lease)
+        await world.release(await task.result())
 
     @case
     async def test_a_waiter_that_is_woken_often_still_keeps_its_time(self, world: World) -> None:
         """python-redis-lock, kazoo: each wake-up began the timeout anew."""
         lease = await world.acquire(world.other.lock("k"))
         started = time.monotonic()
-        task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=0.4))
+        task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=2.0))
         while not task.done:
             for wake in self.backend.wakes_of:
                 wake()
@@ -114,7 +113,7 @@ class TestWaiting:
             assert time.monotonic() - started < PATIENCE
         with pytest.raises(AcquireTimeout):
             await task.result()
-        assert time.monotonic() - started >= 0.4
+        assert time.monotonic() - started >= 2.0
         assert not self.backend._locks["k"].queue
         await world.release(lease)
 
@@ -162,7 +161,7 @@ class TestExtending:
         self.backend.silent = True
         with pytest.raises(BackendUnavailable):
             await world.extend(lease, 5)
-        assert lease.remaining() <= self.backend._locks["k"].expires - now()
+        assert lease._hold.deadline <= self.backend._locks["k"].expires
         assert lease.remaining() > 0
         self.backend.silent = False
         await world.extend(lease, 20)

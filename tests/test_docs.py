@@ -52,7 +52,7 @@ def to_run(page: Path) -> int:
     return len(blocks_of(page)) - len(elsewhere(page))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=name)
 def test_the_examples_run(page: Path, tmp_path: Path, redis_server: RedisServer) -> None:
     done = subprocess.run(
@@ -61,7 +61,7 @@ def test_the_examples_run(page: Path, tmp_path: Path, redis_server: RedisServer)
         env=environment(DISTLOCK_URL=redis_server.url),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=290,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

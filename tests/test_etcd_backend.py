@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 
 import grpc
@@ -11,15 +10,14 @@ import pytest
 
 import distlock
 from distlock import BackendError, BackendUnavailable, LeaseState, Unsupported
-from distlock._clock import now
 from distlock.backends.base import Claim
-from distlock.backends.etcd import _backend
+from distlock.backends.etcd import _backend, _values
 from distlock.backends.etcd._client import Answer
 from distlock.backends.etcd._errors import _answered
 from distlock.backends.etcd._rpc import LEASE_GRANT
 
 from .backend_tools import claim_of, granted, queued, soon, tells_its_waiters_that_it_was_closed
-from .etcd_backend_tools import names_of_leases, opened, spied
+from .etcd_backend_tools import names_of_leases, opened, spied, watch_made
 from .etcd_servers import EtcdServer
 from .etcd_tools import folder_of, queue_of
 from .programs import wait_until
@@ -52,6 +50,7 @@ def test_a_try_on_a_taken_lock_takes_one_request_and_leaves_nothing(shared_etcd,
         assert len(shared_etcd.leases()) == 2
 
 
+@pytest.mark.usefixtures("nobody_passed_over")
 def test_a_place_in_the_queue_takes_one_request_and_so_does_the_hand_over(etcd_url):
     with opened(etcd_url) as other, spied(etcd_url) as (backend, spy):
         held = granted(other, claim_of())
@@ -70,16 +69,18 @@ def test_a_place_in_the_queue_takes_one_request_and_so_does_the_hand_over(etcd_u
         assert spy.asked == ["Txn"] * 2
 
 
-def test_waiters_ask_nothing_until_it_is_their_turn(etcd_url):
+@pytest.mark.usefixtures("nobody_passed_over")
+def test_waiters_ask_nothing_until_it_is_their_turn(etcd_url, monkeypatch):
     """No herd: one release wakes one waiter, and the others are asleep."""
+    monkeypatch.setattr(_values, "LONGEST_WAIT", 30)  # ten seconds until a second look
     with opened(etcd_url) as other, spied(etcd_url) as (backend, spy):
         held = granted(other, claim_of())
         woken: list[str] = []
         claims = [claim_of(wait=True) for _ in range(50)]
+        made = watch_made(backend._watches)
         for claim in claims:
             backend.watch(queued(backend, claim), partial(woken.append, claim.id), soon())
-            if claim is claims[0]:
-                time.sleep(0.3)  # for its watch to be made: the next in line asks if it may have missed something
+            assert made.wait(20)  # that of the first, who asks if it may have missed something
         spy.asked.clear()
         other.release(held, soon())
         wait_until(lambda: woken, "the first to be woken")
@@ -165,18 +166,19 @@ def test_a_request_that_used_up_the_quota_may_have_been_carried_out():
 
 def test_what_withdraws_a_late_claim_ends_with_the_lease_that_it_could_use(shared_etcd, etcd_url):
     with spied(etcd_url) as (backend, spy):
-        claim = claim_of(ttl=1)
+        claim = claim_of(ttl=4)
         late = spy.hold_back()
         with pytest.raises(BackendUnavailable):
             backend.acquire(claim, soon())
         (lease,) = shared_etcd.leases()
         backend.withdraw(claim, soon(), in_flight=True)
         assert len(shared_etcd.lease_keys(lease)) == 1
-        until = now() + 3
-        while now() < until:  # by others, under another lease
-            backend.release(granted(backend, claim_of("another", ttl=1)), soon())
-            time.sleep(0.02)
-        assert lease not in shared_etcd.leases()
+
+        def ended() -> bool:  # though others go on, under another lease
+            backend.release(granted(backend, claim_of("another", ttl=4)), soon())
+            return lease not in shared_etcd.leases()
+
+        wait_until(ended, "its lease to end")
         assert shared_etcd.keys("distlock/~") == []
         with pytest.raises(BackendError, match="no such lease"):
             late[0]()

@@ -38,6 +38,8 @@ from .programs import bind_free_port, wait_until
 
 SECRET = "hunter2-s3cr3t"
 APP = {"app": (SECRET, "locks/")}
+TOKEN_TTL = 3
+"""Seconds. etcd looks once a second for those that are over. One in use is not to end because the machine is slow."""
 
 
 def assert_safe(error: BaseException) -> None:
@@ -238,8 +240,8 @@ def test_a_frozen_server_costs_the_time_that_was_given(etcd_server: EtcdServer) 
         etcd_server.pause()
         started = time.monotonic()
         with pytest.raises(BackendUnavailable, match="in time") as caught:
-            get(client, 0.5)
-        assert 0.4 < time.monotonic() - started < 4
+            get(client, 2)
+        assert 1.5 < time.monotonic() - started < 20
         assert caught.value.sent
         etcd_server.resume()
         get(client)
@@ -258,7 +260,7 @@ def test_a_lost_reply_is_asked_for_again_and_said(proxy: FaultProxy, shared_etcd
         get(client)
         proxy.pause(requests=False)
         answers: list[Answer[pb.PutResponse]] = []
-        thread = threading.Thread(target=lambda: answers.append(put(client)))
+        thread = threading.Thread(target=lambda: answers.append(put(client, 30)))
         thread.start()
         wait_until(lambda: shared_etcd.get(KEY.decode()) == "1", "the put")
         first = shared_etcd.revision()
@@ -346,13 +348,13 @@ def test_a_user_is_logged_in_once() -> None:
 
 def test_tokens_that_were_forgotten_are_renewed() -> None:
     """A restart of the server forgets them all, and a token that nobody uses expires."""
-    with EtcdServer(users=APP, token_ttl=1) as server, client_to(server.url) as client:
+    with EtcdServer(users=APP, token_ttl=TOKEN_TTL) as server, client_to(server.url) as client:
         put(client)
         server.kill()
         server.start()
         put(client)
         threads = [threading.Thread(target=put, args=(client,)) for _ in range(4)]
-        time.sleep(3)  # it expires
+        time.sleep(2 * TOKEN_TTL)  # it expires
         logins = server.metric('grpc_server_handled_total{grpc_code="OK",grpc_method="Authenticate"')
         for thread in threads:
             thread.start()
@@ -380,10 +382,10 @@ def test_users_can_be_introduced_while_a_client_runs(etcd_server: EtcdServer) ->
 
 def test_a_watch_goes_on_with_a_new_token() -> None:
     """python-etcd3#1227: after the token has expired a watch can only be cancelled, again and again."""
-    with EtcdServer(users=APP, token_ttl=1) as server, client_to(server.url) as client:
+    with EtcdServer(users=APP, token_ttl=TOKEN_TTL) as server, client_to(server.url) as client:
         watching = Watching(client)
         assert not watching.next().canceled
-        time.sleep(3)  # it expires
+        time.sleep(2 * TOKEN_TTL)  # it expires
         watching.stream.send(pb.WatchRequest(create_request=pb.WatchCreateRequest(key=KEY)))
         refused = watching.next()
         assert refused.canceled
@@ -469,13 +471,13 @@ def test_the_wrong_scheme_is_explained(guarded: EtcdServer, etcd_url: str) -> No
 
 def test_a_ready_client_of_etcd3_lends_its_endpoints_and_its_token() -> None:
     etcd3 = pytest.importorskip("etcd3")
-    with EtcdServer(tls=True, users=APP, token_ttl=1) as server:
+    with EtcdServer(tls=True, users=APP, token_ttl=TOKEN_TTL) as server:
         port, ca = server.port, server.authority.ca
         lent = etcd3.client("127.0.0.1", port, ca_cert=ca, user="app", password=SECRET)
         with closing(lent), closing(Client.over(lent)) as client:
             assert client.address == f"etcd+tls://127.0.0.1:{port}"
             put(client)
-            time.sleep(3)  # its token expires
+            time.sleep(2 * TOKEN_TTL)  # its token expires
             with pytest.raises(BackendError, match="keeps no password") as caught:
                 put(client)
             assert_safe(caught.value)

@@ -60,7 +60,7 @@ def test_etcdctl_keeps_us_out(locks, etcdctl):
     with pytest.raises(distlock.AcquireTimeout):
         locks.lock("k").acquire(timeout=0)
     with pytest.raises(distlock.AcquireTimeout):
-        locks.lock("k").acquire(timeout=0.3)
+        locks.lock("k").acquire(timeout=2)
     program.release()
     with locks.lock("k", timeout=20):
         pass
@@ -80,7 +80,7 @@ def test_we_get_in_when_etcdctl_releases(locks, etcdctl, shared_etcd):
 
 
 def test_we_get_in_when_etcdctl_is_dead_for_its_ttl(locks, etcdctl):
-    program = etcdctl("k", ttl=1)
+    program = etcdctl("k", ttl=3)
     program.process.kill()
     with locks.lock("k", timeout=30):
         pass
@@ -114,7 +114,7 @@ def test_the_queue_is_one(locks, etcdctl, shared_etcd):
 def test_a_waiter_that_gives_up_lets_those_behind_it_move_up(locks, etcdctl, shared_etcd):
     first = etcdctl("k")
     with pytest.raises(distlock.AcquireTimeout):
-        locks.lock("k").acquire(timeout=0.2)
+        locks.lock("k").acquire(timeout=2)  # of which the first answer may take some
     wait_until(lambda: len(queue_of(shared_etcd, "k")) == 1, "its key to go")
     second = etcdctl("k")
     first.release()

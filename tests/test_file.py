@@ -119,7 +119,7 @@ for _ in range(300):
         open({str(tokens)!r}, 'a').write(f'{{lease.token}}\\n')
 """
     for child in [start(folder, code, children) for _ in range(4)]:
-        assert child.wait(60) == 0
+        assert child.wait(150) == 0
     assert counter.read_text() == "1200"
     taken = [int(line) for line in tokens.read_text().split()]
     assert taken == sorted(set(taken))
@@ -156,18 +156,19 @@ def test_a_dead_holder_is_not_shown(folder: Path, locks: Manager, children: list
 
 def test_a_waiting_process_does_not_poll(folder: Path, locks: Manager, children: list[subprocess.Popen[str]]) -> None:
     code = """
-import time
-print('ready', flush=True)
-before = time.process_time()
-locks.lock('k').acquire()
-print(time.process_time() - before, flush=True)
+import threading, time
+threading.Thread(target=locks.lock('k').acquire, daemon=True).start()
+for line in sys.stdin:
+    print(time.process_time(), flush=True)
 """
     with locks.lock("k"):
         child = start(folder, code, children)
-        hear(child)
         settled(lambda: _waited_for(folder))
+        say(child)
+        before = float(hear(child))
         time.sleep(1.0)  # for it to use the processor in, if it does
-    assert float(hear(child)) < 0.2
+        say(child)
+        assert float(hear(child)) - before < 0.2
 
 
 def _waited_for(folder: Path) -> bool:
@@ -266,7 +267,7 @@ else:
 
 def test_a_deleted_file_is_a_lost_lock(folder: Path, locks: Manager) -> None:
     lost = threading.Event()
-    lease = locks.lock("k", ttl=0.6).acquire()
+    lease = locks.lock("k", ttl=3.0).acquire()
     lease.on_lost(lost.set)
     (folder / "default" / "k.lock").unlink()
     assert lost.wait(20)
@@ -285,13 +286,13 @@ def test_releasing_a_lock_whose_file_was_deleted_leaves_the_new_one_alone(folder
 
 
 def test_a_file_that_is_wanted_again_at_once_is_the_same(folder: Path, locks: Manager) -> None:
-    with locks.lock("k"):
-        inode = (folder / "default" / "k.lock").stat().st_ino
+    kept = 0
     for _ in range(100):
         with locks.lock("k"):
-            pass
-    # At least one of these came within the time for which it is kept.
-    assert (folder / "default" / "k.lock").stat().st_ino == inode
+            file = (folder / "default" / "k.lock").open()
+        with file, locks.lock("k"):
+            kept += os.fstat(file.fileno()).st_nlink  # none if it was deleted
+    assert kept > 0  # at least one of these came within the time for which it is kept
     assert locks.inspect("k").holder is None
     settled(partial(nothing_left, folder))
 
@@ -386,7 +387,7 @@ def test_nothing_is_left_after_a_thousand_random_steps(folder: Path, locks: Mana
         thread.join()
     settled(partial(nothing_left, folder))
     assert locks._watchdog.holds == []
-    settled(lambda: len(os.listdir("/proc/self/fd")) == fds)
+    settled(lambda: len(os.listdir("/proc/self/fd")) <= fds)
 
 
 @pytest.mark.anyio
@@ -394,7 +395,7 @@ async def test_a_cancelled_task_leaves_nothing(folder: Path, locks: Manager) -> 
     lease = await locks.lock("k").acquire_async()
     with anyio.move_on_after(0.05):
         await locks.lock("k").acquire_async()
-    assert (await locks.inspect_async("k")).waiters == ()
+    await anyio.to_thread.run_sync(lambda: settled(partial(_queued, locks, 0)))
     await lease.release()
     async with locks.lock("k", timeout=20):
         pass
@@ -446,7 +447,7 @@ def test_a_folder_that_cannot_be_used_is_said(folder: Path, locks: Manager, make
         locks.lock("k").acquire()
     assert caught.value.key == "k"
     assert caught.value.backend == f"file://{folder}"
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(os.listdir("/proc/self/fd")) <= fds
 
 
 def test_listing_a_folder_that_cannot_be_read_is_said(folder: Path, locks: Manager) -> None:

@@ -167,7 +167,7 @@ def test_interrupts_at_any_moment_hang_nothing(folder: Path) -> None:
         env=untraced(),
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
     )
     assert done.stdout == "alive\ndone\n", done.stderr
@@ -248,7 +248,7 @@ def test_a_lent_file_is_not_kept_for_the_next_lease(locks: Manager) -> None:
 
 def test_a_lent_file_keeps_others_out_after_a_loss(folder: Path, locks: Manager) -> None:
     with distlock.connect(f"file://{folder}") as others:
-        lease = locks.lock("k", ttl=0.2, renew=False).acquire()
+        lease = locks.lock("k", ttl=2.0, renew=False).acquire()
         with subprocess.Popen(["sleep", "60"], pass_fds=lease.descriptors) as child:
             settled(lambda: lease.state is LeaseState.LOST and not locks._watchdog._chores)
             assert others.lock("k").try_acquire() is None

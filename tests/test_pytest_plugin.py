@@ -207,7 +207,7 @@ with in_memory(), VirtualClock(), lock("k") as lease:
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=150,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "gave up\n", "")

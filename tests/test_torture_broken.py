@@ -69,7 +69,7 @@ CAUGHT: list[tuple[str, Kind, dict[str, Any]]] = [
     ("WakesLate", Kind.LOST_WAKEUP, {"actors": 2, "ttl": 1.5, **QUICK}),
     ("NeverHandsOver", Kind.LOST_WAKEUP, QUICK),
     ("NeverWithdraws", Kind.ORPHAN, {"work": 0.1, "timeout": 0.05, "seconds": 2.0, **QUICK}),
-    ("Revives", Kind.ORPHAN, {"work": 0.5, "seconds": 2.0, "timeout": 4.0, **QUICK}),
+    ("Revives", Kind.ORPHAN, {"work": 0.5, "seconds": 4.0, "timeout": 4.0, **QUICK}),
     ("LastComeFirstServed", Kind.STARVATION, {"seconds": 2.0, "grace": 0.05}),
     ("Forgetful", Kind.STORE_LEAK, {}),
     ("Dawdles", Kind.LATE_TIMEOUT, {"timeout": 0.0, **QUICK}),

@@ -29,7 +29,7 @@ PEERS = [
 
 def plan_for(peer: str, url: str, **more: Any) -> Plan:
     # A machine may stand still for seconds, which is nobody's fault.
-    given = {"ttl": 1.0, "seconds": 0.0, "workers": 2, "actors": 2, "keys": 1, "grace": 20.0, "timeout": 20.0, **more}
+    given = {"ttl": 3.0, "seconds": 0.0, "workers": 2, "actors": 2, "keys": 1, "grace": 20.0, "timeout": 20.0, **more}
     return Plan(url, party=f"benchmarks.torture_peers:{peer}", **given)
 
 

@@ -141,7 +141,7 @@ class Forked(Distlock):
 
 def test_a_child_that_believes_in_the_lock_of_its_parent_is_found(tmp_path):
     wanted = plan("memory://", workers=1, seconds=1.0, ttl=1.0, work=0.5, party=f"{__name__}:Forked")
-    fork = [Hurt(hurt.name, hurt.strike, lasts=(1.0, 1.0)) for hurt in hurts("fork")]
+    fork = [Hurt(hurt.name, hurt.strike, lasts=(3.0, 3.0)) for hurt in hurts("fork")]
     verdict = torture(wanted, tmp_path, fork)
     assert Kind.SILENT_OVERLAP in {each.kind for each in verdict.findings}
 
@@ -314,7 +314,7 @@ def command(*args: str) -> list[str]:
 
 
 def run(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args), env=env, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command(*args), env=env, capture_output=True, text=True, timeout=150, check=False)
 
 
 def test_the_command_reports_a_run_that_was_well_and_leaves_nothing(env, tmp_path):
@@ -354,7 +354,7 @@ def test_ctrl_c_ends_a_run_and_what_has_happened_is_judged(env, tmp_path):
         begun = {What.STARTED, What.GOT}  # without a grant a run proves nothing
         wait_until(lambda: logs.exists() and begun <= {event.what for event in read_logs(logs)}, "it has started")
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=50)
+        out, _ = process.communicate(timeout=150)
     assert process.returncode == 130
     assert json.loads(out)["ok"]
     assert len(what(logs, What.ENDS)) == 1

@@ -72,7 +72,7 @@ def test_a_transaction_of_the_users_own_is_carried_out_while_the_lock_is_held(
 
 def test_a_ready_client_lends_what_it_knows_and_goes_on(shared_zookeeper: ZooKeeperServer) -> None:
     shared_zookeeper.client().ensure_path("/lent")
-    client = KazooClient(f"{shared_zookeeper.hosts}/lent", timeout=3.0, auth_data={("digest", "me:s3cret")})
+    client = KazooClient(f"{shared_zookeeper.hosts}/lent", timeout=10.0, auth_data={("digest", "me:s3cret")})
     client.start()
     with distlock.connect(client) as locks:
         assert locks.address == f"zookeeper://{shared_zookeeper.hosts}/lent"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kazoo.protocol.serialization import Create2, GetChildren
@@ -31,12 +30,18 @@ def backend(shared_zookeeper: ZooKeeperServer) -> Iterator[ZooKeeperBackend]:
         yield backend
 
 
+def nodes_above(server: ZooKeeperServer) -> None:
+    """They are there, and stay: those that locks make are containers, which go in a second when they are empty."""
+    server.client().ensure_path(folder_of("k"))
+
+
 def test_a_node_whose_creation_was_not_answered_is_found_again(
     backend: ZooKeeperBackend, shared_zookeeper: ZooKeeperServer
 ) -> None:
     """Curator's protected mode: the create succeeded, and the connection was lost before the reply."""
+    nodes_above(shared_zookeeper)
     granted_before = granted(backend, claim_of())
-    backend.release(granted_before, soon())  # the nodes above are there
+    backend.release(granted_before, soon())
     claim = claim_of()
     Spy(session_of(backend)).lose("Create2")
     with pytest.raises(BackendUnavailable):
@@ -66,7 +71,8 @@ def test_a_try_that_failed_without_a_connection_leaves_nothing_when_it_is_back(
 ) -> None:
     """kazoo#732: the node was made, and nobody knew of it; nor was it deleted when the connection was back."""
     with FaultProxy(shared_zookeeper.address) as proxy, opened(_through(proxy), op_timeout=0.5) as backend:
-        backend.release(granted(backend, claim_of()), soon())
+        nodes_above(shared_zookeeper)
+        session_of(backend)
         proxy.pause(requests=False)
         claim = claim_of()
         with pytest.raises(BackendUnavailable) as caught:
@@ -78,7 +84,7 @@ def test_a_try_that_failed_without_a_connection_leaves_nothing_when_it_is_back(
         proxy.reset_all()
         proxy.resume()
         wait_until(lambda: queue_of(shared_zookeeper, "k") == [], "the node to be deleted")
-        assert backend._places.all() == []
+        wait_until(lambda: not backend._places.all(), "its end to be known")
 
 
 def test_a_claim_that_was_withdrawn_while_there_was_no_connection_comes_to_nothing(
@@ -126,7 +132,8 @@ def test_a_waiter_that_does_not_come_keeps_its_place_until_it_is_its_turn(
     wait_until(lambda: spy.asked.count("GetChildren") >= 3, "it to be looked for, twice")
     assert len(queue_of(shared_zookeeper, "k")) == 3
     backend.release(grant, soon())
-    wait_until(lambda: len(queue_of(shared_zookeeper, "k")) == 1, "it to be passed over")
+    # On a slow machine so is the fourth, which queues anew.
+    wait_until(lambda: len(queue_of(shared_zookeeper, "k")) <= 1, "it to be passed over")
     assert granted(backend, fourth)
 
 
@@ -243,6 +250,7 @@ def test_waiters_that_gave_up_share_one_watch(backend: ZooKeeperBackend, shared_
     assert shared_zookeeper.watches() == 0
 
 
+@pytest.mark.usefixtures("nobody_passed_over")
 def test_the_second_in_line_enters_without_another_request(backend: ZooKeeperBackend) -> None:
     grant, claim, woken = granted(backend, claim_of()), claim_of(wait=True), threading.Event()
     backend.watch(queued(backend, claim), woken.set, soon())
@@ -253,6 +261,7 @@ def test_the_second_in_line_enters_without_another_request(backend: ZooKeeperBac
     assert spy.asked == []
 
 
+@pytest.mark.usefixtures("nobody_passed_over")
 def test_who_waits_for_one_of_its_own_session_enters_without_another_request(backend: ZooKeeperBackend) -> None:
     grant = granted(backend, claim_of())
     second, third = claim_of(wait=True), claim_of(wait=True)
@@ -268,6 +277,7 @@ def test_who_waits_for_one_of_its_own_session_enters_without_another_request(bac
     assert spy.asked == ["Delete"]
 
 
+@pytest.mark.usefixtures("nobody_passed_over")
 def test_who_looks_at_the_line_tells_the_others_that_wait_in_it(
     backend: ZooKeeperBackend, shared_zookeeper: ZooKeeperServer
 ) -> None:
@@ -314,7 +324,8 @@ def test_who_holds_the_lock_is_asked_once_for_all_that_wait_in_a_session(backend
     assert {busy.holder.token for busy in waiting if busy.holder} == {grant.token}
 
 
-def test_to_acquire_a_free_lock_is_one_round_trip(backend: ZooKeeperBackend) -> None:
+def test_to_acquire_a_free_lock_is_one_round_trip(backend: ZooKeeperBackend, shared_zookeeper: ZooKeeperServer) -> None:
+    nodes_above(shared_zookeeper)
     backend.release(granted(backend, claim_of()), soon())
     spy = Spy(session_of(backend))
     calls: list[Sequence[str]] = []
@@ -373,7 +384,7 @@ def test_the_nodes_above_a_lock_go_when_it_is_free(shared_zookeeper: ZooKeeperSe
 
 def test_a_node_deleted_by_hand_is_noticed_while_other_locks_come_and_go(shared_zookeeper: ZooKeeperServer) -> None:
     """The session is proven by each of their requests; the nodes that it holds are to be looked for nevertheless."""
-    with distlock.connect(f"{shared_zookeeper.url}?session_timeout=2") as locks:
+    with distlock.connect(f"{shared_zookeeper.url}?session_timeout=6") as locks:
         with locks.lock("other"):
             lease = locks.lock("k", when_lost="warn").acquire()
             shared_zookeeper.delete(f"{folder_of('k')}/{queue_of(shared_zookeeper, 'k')[0]}")
@@ -382,8 +393,8 @@ def test_a_node_deleted_by_hand_is_noticed_while_other_locks_come_and_go(shared_
                 with locks.lock("busy"):
                     return lease.state is LeaseState.LOST
 
-            wait_until(is_lost, "the loss to be noticed", 10)
-        assert len(backend_of(locks)._places.all()) == 0
+            wait_until(is_lost, "the loss to be noticed")
+        wait_until(lambda: not backend_of(locks)._places.all(), "all to be forgotten")
 
 
 def test_names_that_are_no_path_are_names(backend: ZooKeeperBackend) -> None:
@@ -423,7 +434,6 @@ def test_who_tidies_up_does_not_take_a_release_away(shared_zookeeper: ZooKeeperS
     """Both are there when the connection is back; the lock was held all the time."""
     with (
         FaultProxy(shared_zookeeper.address) as proxy,
-        ThreadPoolExecutor(1) as threads,
         distlock.connect(shared_zookeeper.url_at(proxy.port)) as locks,
     ):
         session = session_of(backend_of(locks))
@@ -432,6 +442,5 @@ def test_who_tidies_up_does_not_take_a_release_away(shared_zookeeper: ZooKeeperS
             proxy.refuse()
             proxy.reset_all()
             wait_until(lambda: not session._up, "the loss of the connection to be seen")
-            released = threads.submit(lease.release)
-            proxy.accept()
-            released.result(30)
+            proxy.accept()  # which is found at the next try, in a moment
+            lease.release()

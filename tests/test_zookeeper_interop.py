@@ -109,7 +109,7 @@ def test_all_wait_in_one_queue_in_the_order_of_arrival(others: Others, locks: di
     order: list[str] = []
 
     def ours() -> None:
-        with locks.lock("k", timeout=30):
+        with locks.lock("k", timeout=55):
             order.append("ours")
 
     first = locks.lock("k").acquire()

@@ -121,7 +121,7 @@ class ZooKeeperServer(Member):
 
     def say(self, word: str) -> str:
         """The answer to a word of four letters."""
-        with closing(socket.create_connection(self.address, timeout=1.0)) as link:
+        with closing(socket.create_connection(self.address, timeout=3.0)) as link:
             link.sendall(word.encode())
             answer = b""
             while data := link.recv(65536):
@@ -343,8 +343,7 @@ class ZooKeeperEnsemble(Ensemble[ZooKeeperServer]):
         super().__init__(ZooKeeperServer(settings, properties) for _ in range(3))
         self._last_leads = last_leads
 
-    def leader(self) -> int:
-        """The number of the leader; `RuntimeError` while there is none among those that are left."""
+    def _leader(self) -> int:
         leaders = [number for number in self.left if self.servers[number].mode() == "leader"]
         if len(leaders) != 1:
             raise RuntimeError(f"no leader at this moment: {leaders}")

@@ -24,7 +24,7 @@ __all__ = ("COLOURS", "PATIENCE", "Colour", "Task", "World", "async_case", "case
 
 COLOURS = ("sync", "asyncio", "trio")
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which something is taken not to happen any more. A bound, never a measure."""
 
 _AnyLease = Lease | AsyncLease

@@ -40,10 +40,10 @@ from ._record import Record, TokenClock, file_name
 
 __all__ = ("FileBackend",)
 
-TRIES, PAUSE = 9, 0.0002
+TRIES, PAUSE = 12, 0.0002
 """How often, and after how many seconds, to look again at a file that is just being deleted.
 
-Each pause is twice the one before, 0.1 s in all: whoever deletes it may have to wait for its processor.
+Each pause is twice the one before, 0.8 s in all: whoever deletes it may have to wait for its processor.
 """
 FREE = b"0"
 """The first byte of a file that nobody holds, in place of the version of a record."""

@@ -169,7 +169,7 @@ class Holding:
         async with world.block(lock) as outer:
             async with world.block(lock) as inner:
                 assert inner.token == outer.token
-                assert inner.remaining() == pytest.approx(outer.remaining(), abs=1)
+                assert inner.remaining() == pytest.approx(outer.remaining(), abs=5)
             assert inner.state is LeaseState.RELEASED
             assert outer.ensure_held() == outer.token
             task = world.start(lambda: world.try_acquire(lock))  # another thread, or a child task
@@ -268,4 +268,4 @@ class Holding:
     async def _nothing_left(self, world: World) -> None:
         await world.until(lambda: not world.locks.list())
         await world.until(lambda: not world.store.left())
-        assert world.locks._watchdog.holds == []
+        await world.until(lambda: not world.locks._watchdog.holds)

@@ -20,7 +20,7 @@ class Processes:
         """redisson#3730: the waiter slept on although the holder was long gone."""
         with _processes(world, 1) as processes:
             for process in processes:
-                token = int(await world.aside(partial(process.ask, "acquire k 1")))
+                token = int(await world.aside(partial(process.ask, "acquire k 3")))
                 task = world.start(lambda: world.acquire(world.locks.lock("k"), timeout=30))
                 await world.queued("k", 1)
                 await world.aside(process.kill)

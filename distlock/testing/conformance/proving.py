@@ -15,11 +15,12 @@ class Proving:
     @case
     async def test_a_late_renewal_takes_nothing_back(self, world: World) -> None:
         """It was sent before an extension and arrives after it, when the holder relies on the longer time."""
-        grant = await world.backend.acquire(_claim(ttl=1.0), _soon())
+        await world.warm_up()
+        grant = await world.backend.acquire(_claim(ttl=3.0), _soon())
         if world.locks.guarantees.extend:
             assert (await world.backend.extend(grant, 60.0, _soon())).state is LeaseState.HELD
             assert (await self._renewed(world, grant)).state is LeaseState.HELD
-            await world.sleep(1.2)
+            await world.sleep(3.2)
             assert await world.try_acquire(world.other.lock("k")) is None
             assert (await self._renewed(world, grant)).state is LeaseState.HELD
         assert await world.backend.release(grant, _soon())
@@ -27,9 +28,10 @@ class Proving:
     @case
     async def test_what_has_expired_is_not_revived(self, world: World) -> None:
         """aioredlock: a renewal that came too late set the key of a lock that another had by then."""
-        grant = await world.backend.acquire(_claim(ttl=0.2), _soon())
+        await world.warm_up()
+        grant = await world.backend.acquire(_claim(ttl=2.0), _soon())
         if world.locks.guarantees.dead_holder == "ttl":
-            await world.sleep(0.4)
+            await world.sleep(2.2)
             assert (await self._renewed(world, grant)).state is LeaseState.LOST
             if world.locks.guarantees.extend:
                 assert (await world.backend.extend(grant, 60.0, _soon())).state is LeaseState.LOST

@@ -148,7 +148,7 @@ class Team:
         waiting = PATIENCE if plan.timeout is None else plan.timeout
         holding = plan.ttl * (2.5 if plan.overlong else 1.0) + plan.work
         asking = 2 * (plan.op_timeout or SLOWEST_CALL)  # the release of the last lock, and the close
-        deadline = now() + waiting + holding + asking + plan.grace + _worker.SETTLING
+        deadline = now() + waiting + holding + asking + 2 * plan.grace + _worker.SETTLING
         found: dict[str, list[str]] = defaultdict(list)
         for worker in self.workers:
             worker.tell("stop")

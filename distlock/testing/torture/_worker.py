@@ -36,7 +36,7 @@ READY = "ready"
 STACKS: int | None = getattr(signal, "SIGUSR1", None)
 """The signal upon which a worker writes the stacks of its threads to ``NAME.stacks``."""
 SETTLING = 5.0
-"""Seconds for threads that have been told to end to do so."""
+"""Seconds for threads that have been told to end to do so; the grace of the plan comes on top."""
 CHILD = 10.0
 """Seconds for a forked child, which has next to nothing to do; the grace of the plan comes on top."""
 
@@ -60,7 +60,7 @@ class Worker:
         before = _counts()
         self._log.say(self._name, What.BEGINS, pid=os.getpid(), colour=self._colour, counts={**before, "tasks": 0})
         tasks = self._perform()
-        after = _settled(before)
+        after = _settled(before, self._plan.grace)
         self._log.say(self._name, What.ENDS, counts={**after, "tasks": tasks})
 
     def _perform(self) -> int:
@@ -230,9 +230,9 @@ def _is_ours(thing: object) -> bool:
     return type(thing).__module__.startswith("distlock.")
 
 
-def _settled(before: dict[str, int]) -> dict[str, int]:
+def _settled(before: dict[str, int], grace: float) -> dict[str, int]:
     """What there is once it is no more than there was, or has had its time to become so."""
-    until = now() + SETTLING
+    until = now() + SETTLING + grace
     while True:
         after = _counts()
         if all(after[name] <= before[name] for name in before) or now() >= until:
