@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,43 @@ def test_a_url_that_cannot_be_used_does_not_keep_the_others_from_being_measured(
     assert "secret" not in done.stderr
     assert "file" in done.stdout
     assert "<svg" in (tmp_path / "out.svg").read_text()
+
+
+@pytest.fixture(params=["cluster", "sentinel", "redlock", "zookeeper", "etcd with few rights", "redis with few rights"])
+def topology(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of one."""
+    rights = "on >pw ~distlock:* &distlock:* +@scripting +@read +@write +@pubsub +@connection +time"
+    if request.param == "etcd with few rights":
+        with EtcdServer(tls=True, users={"me": ("pw", "distlock/")}) as etcd:
+            yield etcd.url
+    elif request.param == "redis with few rights":
+        with RedisServer(users={"me": rights}) as redis:
+            yield redis.url_at(redis.port, user="me", password="pw")
+    else:
+        fixtures = {
+            "cluster": "shared_cluster",
+            "sentinel": "shared_sentinels",
+            "redlock": "redlock_nodes",
+            "zookeeper": "shared_zookeeper",
+        }
+        yield request.getfixturevalue(fixtures[request.param]).url
+
+
+def test_the_servers_of_every_topology_are_asked(topology: str) -> None:
+    outcome = bench(quick(topology, workloads=("uncontended", "renewal", "capacity")))
+    assert outcome.failures == []
+    for cell in outcome.cells:
+        first = cell.workload.metrics[0].name
+        assert cell.spread(first) or (first in cell.unknown and "me:pw" in topology)
+        assert bool(cell.ratios) == cell.workload.has_floor
+    unknown = {metric: why for cell in outcome.cells for metric, why in cell.unknown.items()}
+    if topology.startswith("redis://me"):
+        assert unknown.keys() == {"requests", "server CPU", "memory", "connections"}
+        assert all(why.startswith("INFO: ") for why in unknown.values())
+    elif topology.startswith(("redis", "redlock")):
+        assert unknown == {}
+    with distlock.connect(topology) as locks:
+        assert list(locks.list("distlock-bench")) == []
 
 
 @pytest.mark.parametrize("colour", ["asyncio", "trio"])

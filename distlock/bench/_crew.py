@@ -24,9 +24,6 @@ class Crew:
     def __init__(self, pipes: Sequence[Connection], board: Any) -> None:
         self._pipes, self._board = pipes, board
 
-    def __len__(self) -> int:
-        return len(self._pipes)
-
     def run(
         self, jobs: Sequence[Job], warm_up: float, seconds: float, watch: Callable[[Window], Any] = lambda window: None
     ) -> tuple[list[Any], Any]:

@@ -80,17 +80,17 @@ async def _contend(
         while time.monotonic() < window.ends and not stopped():
             asked = time.monotonic()
             entered = await mutex.acquire()
-            waited = time.monotonic() - asked
+            waited, returning = time.monotonic() - asked, 0.0
             if entered:
                 if work:
                     await colour.sleep(work)
                 leaving = time.monotonic()
                 await mutex.release()
-                left = time.monotonic()
+                returning = time.monotonic() - leaving
             if window.counts_from <= asked + waited < window.ends:
                 if entered:
                     tally.waits.append(waited)
-                    tally.pairs.append(waited + left - leaving)
+                    tally.pairs.append(waited + returning)
                 else:
                     tally.failed += 1
             if colour.is_async:

@@ -99,21 +99,35 @@ class RedisServer:
 
     def requests(self) -> float | Unknown:
         """Commands of clients, of all servers together."""
-        found = 0.0
-        for connection in self._all:
-            for name, text in _info(connection, "commandstats").items():
-                if name.removeprefix("cmdstat_").partition("|")[0] in ASKED_BY_CLIENTS:
-                    found += float(text.removeprefix("calls=").partition(",")[0])
-        return found
+        told = self._told("commandstats")
+        if isinstance(told, Unknown):
+            return told
+        calls = [
+            (name.removeprefix("cmdstat_").partition("|")[0], text) for each in told for name, text in each.items()
+        ]
+        return sum(
+            float(text.removeprefix("calls=").partition(",")[0]) for name, text in calls if name in ASKED_BY_CLIENTS
+        )
 
     def usage(self) -> Usage:
         """Of all servers together."""
-        told = [{**_info(each, "cpu"), **_info(each, "memory"), **_info(each, "clients")} for each in self._all]
+        told = self._told("cpu", "memory", "clients")
+        if isinstance(told, Unknown):
+            return Usage(told, told, told)
         return Usage(
             sum(float(each["used_cpu_sys"]) + float(each["used_cpu_user"]) for each in told),
             sum(float(each["used_memory"]) for each in told),
             sum(float(each["connected_clients"]) for each in told) - len(self._all) - len(self._holders),
         )
+
+    def _told(self, *sections: str) -> list[dict[str, str]] | Unknown:
+        try:
+            return [
+                {name: value for section in sections for name, value in _info(connection, section).items()}
+                for connection in self._all
+            ]
+        except redis.ResponseError as error:
+            return Unknown(f"INFO: {error}")
 
     def close(self) -> None:
         """Deletes the key."""

@@ -77,8 +77,8 @@ class FileServer(NoServer):
 
     floor = "open, flock, unlock, close"
 
-    def __init__(self, address: str, name: str) -> None:
-        self._path = Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path)) / f".{name.replace('/', '-')}"
+    def __init__(self, address: str, run: str) -> None:
+        self._path = Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path)) / f".distlock-bench-{run}"
 
     def run(self, count: int) -> None:
         """So many times."""
@@ -93,22 +93,23 @@ class FileServer(NoServer):
         self._path.unlink(missing_ok=True)
 
 
-def server_of(url: str, address: str, name: str) -> Server:
-    """Connects. ``name`` is that of the key, node or file that the floor works on, and nobody else's."""
+def server_of(url: str, address: str, run: str) -> Server:
+    """Connects. What the floor works on has ``run`` in its name, lies where the rights of the locks' user reach, and
+    has a ~ before it where a namespace, which has none, would have its name."""
     scheme = url.partition("://")[0].lower()
     if "redis" in scheme or scheme.startswith(("redlock", "unix")):
         from ._redis import RedisServer
 
-        return RedisServer(url, name)
+        return RedisServer(url, f"distlock:~bench:{run}")
     if scheme.startswith("etcd"):
         from ._etcd import EtcdServer
 
-        return EtcdServer(url, name)
+        return EtcdServer(url, f"distlock/~bench/{run}")
     if scheme.startswith(("zk", "zookeeper")):
         from ._zookeeper import ZooKeeperServer
 
-        return ZooKeeperServer(url, name)
-    return FileServer(address, name) if scheme == "file" else NoServer()
+        return ZooKeeperServer(url, f"~bench-{run}")
+    return FileServer(address, run) if scheme == "file" else NoServer()
 
 
 def watched(pid: int) -> Callable[[Usage], Usage]:

@@ -43,6 +43,7 @@ def is_sql(url: str) -> bool:
 def _engine(url: str) -> Any:
     try:
         import sqlalchemy
+        import sqlalchemy.exc
     except ModuleNotFoundError as error:
         raise ConfigurationError("sqlalchemy is not installed; run: pip install 'pydistlock[bench]'") from error
     dialect = url.partition("://")[0].partition("+")[0]
@@ -87,6 +88,7 @@ class RowLock:
     def mutex(self, key: str, timeout: float) -> Mutex:
         """The row is there afterwards."""
         import sqlalchemy
+        import sqlalchemy.exc
 
         with _mapped(self.address), suppress(sqlalchemy.exc.IntegrityError), self._engine.begin() as connection:
             connection.execute(sqlalchemy.text(f"INSERT INTO {self.table} VALUES (:key)"), {"key": key})  # noqa: S608

@@ -156,7 +156,7 @@ def opened(plan: Plan, number: int, url: str) -> Store:
     if store.name == "redlock":
         store = replace(store, name=f"redlock of {without_secrets(url).count(',') + 1}")
     with store.mapped():
-        return replace(store, server=server_of(url, store.address, f"{plan.prefix}floor"))
+        return replace(store, server=server_of(url, store.address, plan.run))
 
 
 def _least_ttl(locks: Any, plan: Plan) -> float:

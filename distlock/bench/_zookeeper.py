@@ -41,10 +41,10 @@ class ZooKeeperServer:
 
     def __init__(self, url: str, name: str) -> None:
         self._place = Place.parse(url)
-        self._client = KazooClient(",".join(self._place.hosts), timeout=30.0, **self._place.driver)
+        self._client: Any = KazooClient(",".join(self._place.hosts), timeout=30.0, **self._place.driver)
         self._client.default_acl = acl_of(self._place)
         self._client.start(timeout=TIMEOUT)
-        self._path = f"{self._place.chroot}/{name.replace('/', '-')}"
+        self._path = f"{self._place.chroot}{self._place.path or '/distlock'}/{name}"
         self.run = Bare(self._client, self._path).run
 
     def requests(self) -> float | Unknown:
