@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-__all__ = ("PREFIX", "Plan")
+__all__ = ("KILLED", "PREFIX", "Plan")
 
 PREFIX = "distlock-bench/"
 """What all names begin with, in the namespace of the locks."""
+KILLED = "killed"
+"""The lock of a run whose holder is killed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -12,6 +13,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 __all__ = ("child", "workers")
+
+ENDING = 3.0
+"""Seconds for all of them to end by themselves."""
 
 
 @contextmanager
@@ -38,8 +42,9 @@ def workers(work: Callable[..., None], each: Iterable[tuple[Any, ...]]) -> Itera
     finally:
         for pipe in pipes:
             pipe.close()
+        until = time.monotonic() + ENDING
         for process in processes:
-            process.join(3)
+            process.join(max(0.0, until - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()

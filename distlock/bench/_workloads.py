@@ -13,7 +13,7 @@ from ._crew import Crew
 from ._fight import Tally, Window
 from ._jobs import Duel, Enter, Fight, Hold, Job, Wait
 from ._measure import Unknown, percentile
-from ._plan import Plan
+from ._plan import KILLED, Plan
 from ._stores import LEASE, Store
 
 __all__ = ("WORKLOADS", "Measured", "Metric", "NothingDone", "Turn", "Workload")
@@ -201,7 +201,7 @@ def _change(first: float | Unknown, last: float | Unknown, seconds: float) -> fl
 
 
 def _recovery(turn: Turn) -> Measured:
-    store, key = turn.store, turn.key("killed")
+    store, key = turn.store, turn.key(KILLED)
     waits = Enter(store.way(), turn.plan.colour, key, store.ttl + 20)
     found = turn.crew.entered_after_kill(Hold(store.way(store.ttl), turn.plan.colour, (key,)), waits, SURELY_WAITS)
     if found is None:
