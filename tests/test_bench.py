@@ -16,7 +16,8 @@ import pytest
 
 import distlock
 from distlock.bench import WORKLOADS, Plan, bench
-from distlock.bench._measure import Spread, percentile
+from distlock.bench._measure import Spread, Unknown, percentile
+from distlock.bench._servers import server_of
 
 from .etcd_servers import EtcdServer
 from .postgres_servers import PostgresServer, require_postgres
@@ -231,6 +232,24 @@ def test_the_servers_of_every_topology_are_asked(topology: str) -> None:
         assert unknown == {}
     with distlock.connect(topology) as locks:
         assert list(locks.list("distlock-bench")) == []
+
+
+@pytest.mark.parametrize("fixture", ["redis_server", "etcd_server", "zookeeper_server"])
+def test_what_it_asks_itself_is_not_counted(request: pytest.FixtureRequest, fixture: str) -> None:
+    url = request.getfixturevalue(fixture).url
+    server = server_of(url, url, os.urandom(6).hex())
+    try:
+        server.run(3)
+        requests = server.requests()
+        assert not isinstance(requests, Unknown)
+        assert [server.requests(), server.requests()] == [requests] * 2
+        server.run(1)
+        # On Redis what clients ask for is told from what scripts do by the command, and SET is not among them.
+        assert server.requests() == requests + (1 if fixture == "redis_server" else 2)
+        if fixture != "etcd_server":  # which does not tell
+            assert server.usage().connections == 0
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("colour", ["asyncio", "trio"])

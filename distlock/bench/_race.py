@@ -9,7 +9,7 @@ from typing import Any
 from ..testing.torture._colour import Colour
 from ._fight import Mutex
 
-__all__ = ("BOARD", "STOP", "SURELY_QUEUED", "Duelist")
+__all__ = ("BOARD", "LAST", "STOP", "SURELY_QUEUED", "Duelist")
 
 NAP = 0.0002
 SURELY_QUEUED = 0.002

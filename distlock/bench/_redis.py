@@ -94,7 +94,6 @@ class RedisServer:
         self._all: list[Any] = [target.connect(TIMEOUT, TIMEOUT) for target in targets]
         self._holders: list[Any] = [target.connect(TIMEOUT, TIMEOUT) for target in holders]
         self._lock = RawLock([RawSocket(connection._sock) for connection in self._holders], key)
-        self._asked = 0
         self.run = self._lock.run
 
     def requests(self) -> float | Unknown:

@@ -45,6 +45,7 @@ class ZooKeeperServer:
         self._client.default_acl = acl_of(self._place)
         self._client.start(timeout=TIMEOUT)
         self._path = f"{self._place.chroot}{self._place.path or '/distlock'}/{name}"
+        self._asked = 0
         self.run = Bare(self._client, self._path).run
 
     def requests(self) -> float | Unknown:
@@ -52,18 +53,19 @@ class ZooKeeperServer:
         told = self._told()
         if isinstance(told, Unknown):
             return told
-        return sum(float(each["zk_packets_received"]) - 1 for each in told)
+        return sum(float(each["zk_packets_received"]) - self._asked for each in told)
 
     def usage(self) -> Usage:
         """Of all members together."""
         told = self._told()
         if isinstance(told, Unknown):
             return Usage(connections=told)
-        return Usage(NOT_TOLD, NOT_TOLD, sum(float(each["zk_num_alive_connections"]) for each in told) - 1)
+        return Usage(NOT_TOLD, NOT_TOLD, sum(float(each["zk_num_alive_connections"]) - 1 for each in told) - 1)
 
     def _told(self) -> list[Mapping[str, str]] | Unknown:
         if self._place.driver.get("use_ssl"):
             return Unknown("mntr is not asked for over TLS")
+        self._asked += 1  # which is a packet, on a connection
         try:
             return [_mntr(host) for host in self._place.hosts]
         except (OSError, ValueError) as error:
