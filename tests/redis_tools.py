@@ -25,7 +25,7 @@ from .servers import RedisServer
 __all__ = ("ASYNC", "Child", "Colour", "Connect", "Probe", "in_colours", "until")
 
 ASYNC = colours.COLOURS[1:]
-PATIENCE = 20.0
+PATIENCE = 40.0
 """Seconds after which something will not happen any more. A bound, never a measure."""
 
 AnyLease = Lease | AsyncLease

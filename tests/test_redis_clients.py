@@ -32,19 +32,20 @@ async def assert_works(colour: Colour, locks: Manager, server: RedisServer, key:
     lease = await colour.acquire(locks.lock(key, ttl=6.0, metadata={"für": "☂"}))
     assert lease.token > 0
     with pytest.raises(AcquireTimeout) as caught:
-        await colour.acquire(locks.lock(key), timeout=0.1)
+        await colour.acquire(locks.lock(key), timeout=1.0)
     holder = caught.value.holder
     assert holder is not None
     assert holder.metadata == {"für": "☂"}
     assert holder.token == lease.token
-    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=1.2)))
+    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=3.0)))
     await colour.until(lambda: probe.queued(key) == 1)
     inspection = await colour.inspect(locks, key)
     assert len(inspection.waiters) == 1
     listed = await colour.list(locks)
     assert [each.key for each in listed] == [key]
     await colour.extend(lease)
-    await colour.sleep(0.5)  # for a refresh; and longer than every socket_timeout below
+    before = probe.calls()["hset"]
+    await colour.until(lambda: probe.calls()["hset"] > before)  # a refresh, later than every socket_timeout below
     lease.ensure_held()
     await colour.release(lease)
     served = await waiter.result()
@@ -234,6 +235,6 @@ async def test_an_impatient_client_waits_as_long_as_its_timeout_says(
     locks = connect(redis.Redis(port=redis_server.port, socket_timeout=0.1))
     started = time.monotonic()
     with pytest.raises(AcquireTimeout):
-        await colour.acquire(locks.lock(key), timeout=1.0)
-    assert time.monotonic() - started >= 1.0
+        await colour.acquire(locks.lock(key), timeout=2.0)
+    assert time.monotonic() - started >= 2.0
     await colour.release(holder)

@@ -44,9 +44,9 @@ async def test_a_lease_survives_that_a_network_forgot_the_idle_connections(
 ) -> None:
     """A NAT gateway or a load balancer drops idle flows in silence: of those one costs a timeout, not each."""
     with FaultProxy(redis_server.address) as proxy:
-        locks = connect(proxy.url, op_timeout=1.0)
+        locks = connect(proxy.url, op_timeout=2.0)
         await _several_idle(colour, locks, key)
-        lease = await colour.acquire(locks.lock(key, ttl=6.0))
+        lease = await colour.acquire(locks.lock(key, ttl=12.0))
         await _several_idle(colour, locks, key)
         proxy.silence_all()
         failed = 0
@@ -56,7 +56,8 @@ async def test_a_lease_survives_that_a_network_forgot_the_idle_connections(
             except BackendUnavailable:
                 failed += 1
         assert failed <= 2  # the watchdog may have taken the other one
-        await colour.sleep(6.5)
+        proven = lease._hold.deadline
+        await colour.until(lambda: lease._hold.deadline > proven)
         assert lease.state is LeaseState.HELD
         await colour.release(lease)
 
@@ -74,7 +75,7 @@ async def test_after_a_failover_behind_the_address_the_new_primary_is_asked(
         await colour.until(lambda: b"master_link_status:up" in new.ask("INFO", "replication"))
         locks = connect(proxy.url)
         await _several_idle(colour, locks, key)
-        lease = await colour.acquire(locks.lock(key, ttl=6.0))
+        lease = await colour.acquire(locks.lock(key, ttl=15.0))  # which is not renewed before the next one has asked
         await colour.until(lambda: new.value(key) is not None)
         new.ask("REPLICAOF", "NO", "ONE")
         old.ask("REPLICAOF", "127.0.0.1", replica.port)
@@ -82,7 +83,8 @@ async def test_after_a_failover_behind_the_address_the_new_primary_is_asked(
         with pytest.raises(BackendUnavailable, match="read-only"):
             await colour.acquire(locks.lock(f"{key}:next"), timeout=0)
         await colour.release(await colour.acquire(locks.lock(f"{key}:next")))
-        await colour.sleep(6.5)
+        proven = lease._hold.deadline
+        await colour.until(lambda: lease._hold.deadline > proven)
         assert lease.state is LeaseState.HELD
         await colour.release(lease)
 
@@ -94,15 +96,15 @@ async def test_a_server_that_hangs_while_we_wait_does_not_stretch_the_timeout(
     """kazoo: the time for withdrawing was spent on top."""
     probe = Probe(redis_server)
     holder = await colour.acquire(connect(redis_server.url).lock(key, ttl=60))
-    locks = connect(redis_server.url, op_timeout=SOON)
+    locks = connect(redis_server.url, op_timeout=2 * SOON)
     started = time.monotonic()
-    waiter = colour.start(lambda: colour.acquire(locks.lock(key), timeout=2.0))
+    waiter = colour.start(lambda: colour.acquire(locks.lock(key), timeout=4.0))
     await colour.until(lambda: probe.queued(key) == 1)
     redis_server.pause()
     try:
         with pytest.raises(AcquireTimeout):
             await waiter.result()
-        assert time.monotonic() - started < SOON / 2
+        assert time.monotonic() - started < SOON
     finally:
         redis_server.resume()
     await colour.until(lambda: probe.queued(key) == 0)
@@ -112,7 +114,7 @@ async def test_a_server_that_hangs_while_we_wait_does_not_stretch_the_timeout(
 @pytest.mark.usefixtures("untraced")
 def test_signals_do_not_stretch_a_request(redis_server: RedisServer, key: str) -> None:
     """signal(7): a read that a signal interrupts starts anew; a profiler sends one a hundred times a second."""
-    with distlock.connect(redis_server.url, op_timeout=1.0) as locks:
+    with distlock.connect(redis_server.url) as locks:
         locks.lock(key).acquire().release()
         redis_server.pause()
         before = signal.signal(signal.SIGALRM, lambda number, frame: None)
@@ -241,7 +243,7 @@ async def test_a_server_with_too_many_clients_is_unavailable(colour: Colour, con
         try:
             locks = connect(server.url)
             with pytest.raises(BackendUnavailable, match="max number of clients"):
-                await colour.acquire(locks.lock(key), timeout=1)
+                await colour.acquire(locks.lock(key), timeout=10)
         finally:
             for each in crowd:
                 each.close()

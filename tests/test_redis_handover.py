@@ -28,7 +28,7 @@ async def test_a_grant_on_its_way_to_one_that_timed_out_is_passed_on(
 ) -> None:
     """Redisson's fair lock: the one that was served had just left, and the lock lies idle until it expires."""
     with _served_unawares(colour, connect, redis_server, key) as served:
-        leaver, heir = await served(2.0)
+        leaver, heir = await served(4.0)
         await colour.release(await heir.result())
         with pytest.raises(AcquireTimeout):
             await leaver.result()
@@ -135,15 +135,15 @@ async def test_a_lost_message_costs_a_third_of_a_ttl(
     holder = await colour.acquire(locks.lock(key, ttl=LONG))
     with FaultProxy(redis_server.address) as proxy:
         waiters = connect(proxy.url)
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=1.5)))
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=4.5)))
         await colour.until(lambda: probe.queued(key) == 1)
         proxy.drop_replies(to="SUBSCRIBE", then="silence")
         await colour.release(holder)
         lease = await running.result()
         # Nobody told the client that its connection is dead; it finds out while it waits.
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=1.5)))
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=4.5)))
         await colour.until(lambda: probe.queued(key) == 1)
-        await colour.until(lambda: proxy.sent.count("SUBSCRIBE") == 2)
+        await colour.until(lambda: proxy.sent.count("SUBSCRIBE") >= 2)
         await colour.release(lease)
         await colour.release(await running.result())
     assert probe.keys() == set()
@@ -158,7 +158,7 @@ async def test_a_free_lock_is_found_by_who_cannot_hear(
     holder = await colour.acquire(connect(redis_server.url).lock(key, ttl=LONG))
     with FaultProxy(redis_server.address) as proxy:
         waiters = connect(proxy.url)
-        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=6.0)))
+        running = colour.start(lambda: colour.acquire(waiters.lock(key, ttl=12.0)))  # no refresh before the release
         await colour.until(lambda: probe.queued(key) == 1)
         proxy.drop_replies(to="SUBSCRIBE", then="silence")
         [channel] = probe.ask("PUBSUB", "CHANNELS", "distlock:*")

@@ -125,7 +125,7 @@ def test_one_that_is_interrupted_as_it_stops_listening_is_not_taken_for_the_list
         sys.settrace(trace)
         try:
             with pytest.raises(KeyboardInterrupt):
-                locks.lock(f"{key} 1", ttl=FOREVER).acquire(timeout=0.3)
+                locks.lock(f"{key} 1", ttl=FOREVER).acquire(timeout=2.0)
         finally:
             sys.settrace(None)
         second.release()

@@ -49,7 +49,7 @@ def test_who_stops_listening_leaves_that_to_another_thread(redis_server: RedisSe
 
 def _time_out(locks: Manager, key: str) -> None:
     with suppress(AcquireTimeout):
-        locks.lock(key, ttl=LONG).acquire(timeout=2.0)
+        locks.lock(key, ttl=LONG).acquire(timeout=4.0)
 
 
 @pytest.mark.parametrize("first", ["thread", "task"])

@@ -13,6 +13,11 @@ from distlock.testing.proxy import FaultProxy
 from .redis_tools import ASYNC, Colour, Connect, Probe, in_colours
 from .servers import RedisServer
 
+PATIENT = 3.0
+"""An op_timeout that is waited for, and within which all others are answered."""
+SOON = 15.0
+"""Seconds in which no ttl ends."""
+
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
 @in_colours()
@@ -41,7 +46,7 @@ async def test_a_grant_whose_reply_vanishes_is_an_error_in_time_and_given_back(
     """aioredlock#59, redis.asyncio: a request that timed out may have been carried out."""
     probe = Probe(redis_server)
     with FaultProxy(redis_server.address) as proxy:
-        lock = connect(proxy.url, op_timeout=0.5).lock(key)
+        lock = connect(proxy.url, op_timeout=PATIENT).lock(key)
         await colour.release(await colour.acquire(lock))
         proxy.drop_replies(to="EVALSHA", then="silence")
         with pytest.raises(BackendUnavailable) as caught:
@@ -88,13 +93,13 @@ async def test_what_a_frozen_server_does_when_it_thaws_comes_to_nothing(
 ) -> None:
     """redis.asyncio: the request that was given up is carried out all the same, and nobody releases the lock."""
     probe = Probe(redis_server)
-    lock = connect(redis_server.url, op_timeout=0.5).lock(key)
+    lock = connect(redis_server.url, op_timeout=PATIENT).lock(key)
     await colour.release(await colour.acquire(lock))
     redis_server.pause()
     with pytest.raises(BackendUnavailable):
         await colour.acquire(lock, timeout=None)
     redis_server.resume()
-    await colour.until(lambda: not probe.keys(), timeout=5)
+    await colour.until(lambda: not probe.keys(), timeout=SOON)
     await colour.release(await colour.acquire(lock))
 
 
@@ -104,14 +109,14 @@ async def test_a_request_that_was_cancelled_on_a_frozen_server_comes_to_nothing(
 ) -> None:
     """redis.asyncio: a cancelled acquire leaves an orphan."""
     probe = Probe(redis_server)
-    lock = connect(redis_server.url, op_timeout=0.5).lock(key)
+    lock = connect(redis_server.url, op_timeout=PATIENT).lock(key)
     await colour.release(await colour.acquire(lock))
     redis_server.pause()
     running = colour.start(lambda: colour.acquire(lock, timeout=None))
     await colour.sleep(0.05)
     await running.cancel()
     redis_server.resume()
-    await colour.until(lambda: not probe.keys(), timeout=5)
+    await colour.until(lambda: not probe.keys(), timeout=SOON)
     await colour.release(await colour.acquire(lock))
 
 
@@ -122,14 +127,14 @@ async def test_a_cancelled_acquire_leaves_nothing(
     """redis.asyncio: cancelled between the request and the reply."""
     probe = Probe(redis_server)
     with FaultProxy(redis_server.address) as proxy:
-        lock = connect(proxy.url, op_timeout=0.5).lock(key)
+        lock = connect(proxy.url, op_timeout=PATIENT).lock(key)
         await colour.release(await colour.acquire(lock))
         proxy.pause(requests=False)
         running = colour.start(lambda: colour.acquire(lock))
         await colour.until(lambda: probe.value(key))
         await running.cancel()
         proxy.resume()
-        await colour.until(lambda: not probe.keys(), timeout=5)
+        await colour.until(lambda: not probe.keys(), timeout=SOON)
 
 
 @in_colours(*ASYNC)
@@ -140,7 +145,7 @@ async def test_a_cancelled_waiter_leaves_nothing(
     probe = Probe(redis_server)
     holder = await colour.acquire(connect(redis_server.url).lock(key))
     with FaultProxy(redis_server.address) as proxy:
-        waiters = connect(proxy.url, op_timeout=0.5)
+        waiters = connect(proxy.url, op_timeout=PATIENT)
         first, second = (colour.start(lambda: colour.acquire(waiters.lock(key))) for _ in range(2))
         await colour.until(lambda: probe.queued(key) == 2)
         await first.cancel()
@@ -149,7 +154,7 @@ async def test_a_cancelled_waiter_leaves_nothing(
         await colour.release(holder)  # and in this moment the second is served
         await second.cancel()
         proxy.resume()
-        await colour.until(lambda: not probe.keys(), timeout=5)
+        await colour.until(lambda: not probe.keys(), timeout=SOON)
 
 
 @in_colours(*ASYNC)
@@ -159,7 +164,7 @@ async def test_a_cancelled_release_releases(
     """redis-py#3847: a release that is cancelled forgets the token, and can never be repeated."""
     probe = Probe(redis_server)
     with FaultProxy(redis_server.address) as proxy:
-        lock = connect(proxy.url, op_timeout=0.5).lock(key)
+        lock = connect(proxy.url, op_timeout=PATIENT).lock(key)
         for held_back in ("replies", "all"):
             lease = await colour.acquire(lock)
             proxy.pause(requests=held_back == "all")
@@ -167,7 +172,7 @@ async def test_a_cancelled_release_releases(
             await colour.sleep(0.05)
             await running.cancel()
             proxy.resume()
-            await colour.until(lambda: not probe.keys(), timeout=5)
+            await colour.until(lambda: not probe.keys(), timeout=SOON)
             await colour.release(lease)
             assert lease.state is LeaseState.RELEASED
 
@@ -195,7 +200,7 @@ async def test_a_release_whose_reply_vanishes_can_be_repeated(
     """redis-py#3847: the token is gone after the first try."""
     probe = Probe(redis_server)
     with FaultProxy(redis_server.address) as proxy:
-        lock = connect(proxy.url, op_timeout=3.0).lock(key)  # the second one is to be answered by then
+        lock = connect(proxy.url, op_timeout=PATIENT).lock(key)  # the second one is to be answered by then
         await colour.release(await colour.acquire(lock))
         lease = await colour.acquire(lock)
         proxy.drop_replies(to="EVALSHA", then="silence")
@@ -216,14 +221,14 @@ async def test_a_withdrawal_that_got_lost_goes_on_in_the_background(
     probe = Probe(redis_server)
     holder = await colour.acquire(connect(redis_server.url).lock(key))
     with FaultProxy(redis_server.address) as proxy:
-        waiters = connect(proxy.url, op_timeout=0.5)
-        running = colour.start(lambda: colour.acquire(waiters.lock(key), timeout=1.0))
+        waiters = connect(proxy.url, op_timeout=PATIENT)
+        running = colour.start(lambda: colour.acquire(waiters.lock(key), timeout=PATIENT))
         await colour.until(lambda: probe.queued(key) == 1)
         drop = proxy.drop_requests if lost == "request" else proxy.drop_replies
         drop(to="EVALSHA", then="silence")
         with pytest.raises((AcquireTimeout, BackendUnavailable)):  # the latter if its first reply was still on its way
             await running.result()
-        await colour.until(lambda: probe.keys() == {probe.name(key)}, timeout=5)
+        await colour.until(lambda: probe.keys() == {probe.name(key)}, timeout=SOON)
     await colour.release(holder)
     await colour.until(lambda: not probe.keys())
 
@@ -233,9 +238,9 @@ async def test_a_slow_reply_does_not_lengthen_the_lease(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
     """redis.io, "Distributed Locks with Redis": validity is the ttl less the time that acquiring took."""
-    ttl, delay = 5.0, 2.0
+    ttl, delay = 20.0, 2.0
     with FaultProxy(redis_server.address) as proxy:
-        locks = connect(proxy.url)
+        locks = connect(proxy.url, op_timeout=SOON)
         await colour.release(await colour.acquire(locks.lock("warm")))
         proxy.delay(delay)
         lease = await colour.acquire(locks.lock(key, ttl=ttl))

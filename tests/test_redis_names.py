@@ -92,10 +92,10 @@ async def test_a_prefix_is_taken_literally(colour: Colour, connect: Connect, red
 def test_a_script_touches_only_the_keys_it_was_given(redis_server: RedisServer, key: str) -> None:
     """redis.io, "EVAL": a key that is not in KEYS breaks on a cluster, one day."""
     with _monitor(redis_server) as lines, distlock.connect(redis_server.url) as locks:
-        holder = locks.lock(key, ttl=1.5, owner="one", reentrant=True).acquire()
-        again = locks.lock(key, ttl=1.5, owner="one", reentrant=True).acquire()
+        holder = locks.lock(key, ttl=6.0, owner="one", reentrant=True).acquire()
+        again = locks.lock(key, ttl=6.0, owner="one", reentrant=True).acquire()
         with pytest.raises(AcquireTimeout):
-            locks.lock(key, ttl=0.9).acquire(timeout=0.7)
+            locks.lock(key, ttl=3.0).acquire(timeout=2.5)
         holder.extend()
         threading.Timer(0.5, again.release).start()
         holder.release()
@@ -170,7 +170,7 @@ async def test_a_value_that_is_not_ours_is_someone_elses_lock(
     probe.ask("SET", probe.name(key), stored)
     assert await colour.try_acquire(locks.lock(key)) is None
     with pytest.raises(AcquireTimeout) as caught:
-        await colour.acquire(locks.lock(key), timeout=0.05)
+        await colour.acquire(locks.lock(key), timeout=1.0)
     holder = caught.value.holder
     assert holder is not None
     assert ("unknown" in str(caught.value)) == (value not in ALMOST)
@@ -179,7 +179,7 @@ async def test_a_value_that_is_not_ours_is_someone_elses_lock(
     assert probe.ask("GET", probe.name(key)) == stored
     assert probe.pttl(key) == -1
     await colour.until(lambda: probe.keys() == {probe.name(key)})
-    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=1.5)))
+    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=3.0)))
     await colour.until(lambda: probe.queued(key) == 1)
     probe.ask("DEL", probe.name(key))
     await colour.release(await waiter.result())

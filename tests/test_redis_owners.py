@@ -115,8 +115,8 @@ async def test_an_entry_that_ends_with_its_process_leaves_the_others_alone(
     """redisson#3730: one of two that share a lock dies; the other keeps it, and then all is over."""
     probe = Probe(redis_server)
     dying, living = connect(redis_server.url), connect(redis_server.url)
-    dead = await colour.acquire(_lock(dying, key, ttl=1.0))
-    lease = await colour.acquire(_lock(living, key, ttl=1.0))
+    dead = await colour.acquire(_lock(dying, key, ttl=4.0))
+    lease = await colour.acquire(_lock(living, key, ttl=4.0))
     dying._watchdog.forget(dead._hold)  # nobody renews it any more, nobody gives it back
     await colour.until(lambda: dead.remaining() == 0.0)
     lease.ensure_held()
@@ -136,11 +136,11 @@ async def test_a_shorter_entry_does_not_shorten_the_lock(
     """redisson, RLock: pexpire at each re-entry, with whatever lease time the last one asked for."""
     probe, locks = Probe(redis_server), connect(redis_server.url)
     long = await colour.acquire(_lock(locks, key, ttl=LONG))
-    short = await colour.acquire(_lock(locks, key, ttl=1.0))
+    short = await colour.acquire(_lock(locks, key, ttl=5.0))
     assert probe.pttl(key) > 50_000
     await colour.release(short)
     assert probe.pttl(key) > 50_000
-    short = await colour.acquire(_lock(locks, key, ttl=1.0))
+    short = await colour.acquire(_lock(locks, key, ttl=5.0))
     await colour.release(long)
     short.ensure_held()
     await colour.release(short)

@@ -41,7 +41,7 @@ async def test_a_confirmed_grant_is_on_the_replica(
 async def test_a_grant_that_no_replica_confirms_is_withdrawn_and_fails(
     colour: Colour, connect: Connect, redis_server: RedisServer, replica: RedisServer, key: str
 ) -> None:
-    locks = connect(f"{redis_server.url}?wait_replicas=1", op_timeout=2.0)
+    locks = connect(f"{redis_server.url}?wait_replicas=1", op_timeout=4.0)
     replica.pause()
     with pytest.raises(BackendUnavailable, match="0 of 1 replicas confirmed"):
         await colour.acquire(locks.lock(key, ttl=LONG))
@@ -65,7 +65,7 @@ async def test_a_lock_that_was_handed_over_is_written_again_before_it_is_waited_
     colour: Colour, connect: Connect, redis_server: RedisServer, replica: RedisServer, key: str
 ) -> None:
     """WAIT knows of the writes of its own connection alone: the grant was written on that of who released."""
-    others, locks = connect(redis_server.url), connect(f"{redis_server.url}?wait_replicas=1", op_timeout=1.0)
+    others, locks = connect(redis_server.url), connect(f"{redis_server.url}?wait_replicas=1", op_timeout=3.0)
     holder = await colour.acquire(others.lock(key, ttl=LONG))
     waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
     await colour.until(lambda: Probe(redis_server).queued(key) == 1)

@@ -25,14 +25,14 @@ async def test_scripts_may_be_forgotten_between_any_two_requests(
     forget()
     lease = await colour.acquire(locks.lock(key, ttl=LONG))
     forget()
-    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=1.5)))
+    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=4.5)))
     await colour.until(lambda: probe.queued(key) == 1)
     forget()
     before = probe.calls()["hset"]
     await colour.until(lambda: probe.calls()["hset"] > before)  # a refresh
     forget()
     assert len((await colour.inspect(locks, key)).waiters) == 1
-    await colour.extend(lease, 1.5)
+    await colour.extend(lease, 4.5)
     forget()
     before = probe.calls()["pttl"]
     await colour.until(lambda: probe.calls()["pttl"] > before + 3)  # renewals and refreshes

@@ -62,7 +62,7 @@ async def test_who_waits_is_told_when_the_primary_that_hung_is_replaced(
 ) -> None:
     """A frozen machine answers nothing and closes nothing."""
     locks = connect(redis_sentinels.url, op_timeout=30)
-    holder = await colour.acquire(locks.lock(key, ttl=3.0, renew=False))
+    holder = await colour.acquire(locks.lock(key, ttl=6.0, renew=False))
     waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=3.0)))
     await colour.until(lambda: Probe(redis_sentinels.primary).queued(key) == 1)
     await colour.aside(redis_sentinels.freeze_primary)
@@ -89,7 +89,7 @@ async def test_a_sentinel_that_hangs_is_passed_over(
 async def test_a_group_that_nobody_knows_is_an_error(
     colour: Colour, connect: Connect, shared_sentinels: SentinelSetup, key: str
 ) -> None:
-    locks = connect(shared_sentinels.url.replace(MASTER, "typo"), op_timeout=0.5)
+    locks = connect(shared_sentinels.url.replace(MASTER, "typo"), op_timeout=2.0)
     with pytest.raises(BackendUnavailable, match="no sentinel named a primary for 'typo'"):
         await colour.acquire(locks.lock(key))
 

@@ -66,10 +66,11 @@ async def test_a_waiting_process_asks_once_in_a_third_of_a_ttl_however_many_wait
         calls = [partial(_hold_shortly, colour, waiters.lock(names[number % keys], ttl=ttl)) for number in range(count)]
         running = [colour.start(call) for call in calls]
         await colour.until(lambda: sum(probe.queued(name) for name in names) == count)
-        before, subscribed = proxy.traffic, proxy.sent.count("SUBSCRIBE")
+        before, subscribed, started = proxy.traffic, proxy.sent.count("SUBSCRIBE"), now()
         await colour.sleep(periods * ttl / 3)
         spent = proxy.traffic - before
-        assert spent.commands <= periods + 1, proxy.traffic_text()
+        passed = math.ceil((now() - started) / (ttl / 3))  # the first script may be sent twice
+        assert spent.commands <= passed + 1, proxy.traffic_text()
         assert spent.connections <= 1, "refreshing takes one, shared with the watchdog"
         assert subscribed == probe.subscribers() == 1, "one inbox serves the whole process"
         assert not any(each.done for each in running)
@@ -109,7 +110,7 @@ def test_a_refresh_of_thousands_goes_in_pieces_and_a_dead_process_is_asked_for_o
         assert isinstance(backend, RedisBackend)
         names = {f"{key}:{number}": [f"{number}"] for number in range(300)}
         crowd = {key: [f"c{number}" for number in range(count)]}
-        holder = holders.lock(key).acquire()
+        holder = holders.lock(key, ttl=600).acquire()
         for claim_id in crowd[key]:
             claim = Claim(claim_id, key, 60.0, wait=True)
             backend._pool.send(backend.asking(claim, b"distlock:dead"), now() + 5, script=SERVER.acquire)
@@ -170,15 +171,16 @@ async def test_leases_are_renewed_together(
     colour: Colour, connect: Connect, redis_server: RedisServer, key: str
 ) -> None:
     """redisson and redis-py renew each lock by a request (and Redisson a timer) of its own."""
-    probe, ttl = Probe(redis_server), 3.0
+    probe, ttl = Probe(redis_server), 6.0
     with FaultProxy(redis_server.address) as proxy:
         locks = connect(proxy.url)
         leases = [await colour.acquire(locks.lock(f"{key}:{number}", ttl=ttl)) for number in range(100)]
-        before = proxy.traffic
+        before, started = proxy.traffic, now()
         await colour.sleep(ttl)
         spent = proxy.traffic - before
+        thirds = math.ceil((now() - started) / (ttl / 3))
         # Each third of the ttl; whoever is due in the next tenth of that comes along.
-        assert 2 <= spent.commands <= 3 * 10 + 1, proxy.traffic_text()
+        assert 2 <= spent.commands <= thirds * 10 + 1, proxy.traffic_text()
         assert min(lease.remaining() for lease in leases) > 0
         for lease in leases:
             await colour.release(lease)

@@ -248,11 +248,12 @@ async def test_a_lease_outlives_the_death_of_a_minority(
     locks = connect(five.url)
     await colour.release(await colour.acquire(locks.lock("warm")))
     await colour.until(lambda: all(thread.name != "distlock-dial" for thread in threading.enumerate()))
-    lease = await colour.acquire(locks.lock(key, ttl=3.0))
+    lease = await colour.acquire(locks.lock(key, ttl=6.0))
     await colour.until(lambda: all(probe.value(key) for probe in five.probes()))  # all are connected to now
     five.kill(0)
     five[4].pause()
-    await colour.sleep(4.0)
+    proven = lease._hold.deadline
+    await colour.until(lambda: lease._hold.deadline > proven)
     lease.ensure_held()
     assert await colour.try_acquire(connect(five.url).lock(key)) is None
     await colour.release(lease)
@@ -281,12 +282,18 @@ async def test_a_slow_node_lends_no_time(colour: Colour, nodes: Nodes, key: str)
         claim = claim_on(key)
         backend.withdraw(claim_on("warm"), soon(), in_flight=False)
         nodes[2].pause()
-        threading.Timer(0.5, nodes[2].resume).start()
-        asked_at = now()
+
+        def thaw() -> None:
+            until(lambda: Probe(nodes[0]).value(key))
+            time.sleep(0.5)
+            nodes[2].resume()
+
+        thawing = threading.Thread(target=thaw)
+        thawing.start()
         grant = backend.acquire(claim, soon())
         assert isinstance(grant, Grant)
-        assert now() - asked_at > 0.4
-        assert grant.deadline < proven_until(now(), LONG) - 0.3
+        assert grant.deadline < proven_until(now(), LONG) - 0.4
+        thawing.join()
         backend.release(grant, soon())
         backend.close()
     nodes.start(1)
@@ -316,7 +323,7 @@ async def test_a_failed_attempt_is_taken_back_everywhere(colour: Colour, five: N
 @in_colours()
 async def test_a_withdrawal_waits_for_no_node(colour: Colour, connect: Connect, five: Nodes, key: str) -> None:
     """A frozen one and a dead one: the caller goes on, and they are told when they are back."""
-    locks, others = connect(five.url), connect(five.url)
+    locks, others = connect(five.url, op_timeout=30.0), connect(five.url, op_timeout=30.0)
     held = await colour.acquire(others.lock(key, ttl=LONG))
     await colour.release(await colour.acquire(locks.lock("warm")))
     five[1].pause()
@@ -326,7 +333,7 @@ async def test_a_withdrawal_waits_for_no_node(colour: Colour, connect: Connect, 
     await colour.release(held)
     lease = await colour.acquire(locks.lock(key, ttl=LONG), timeout=0)
     await colour.release(lease)
-    assert time.monotonic() - started < 4  # less than op_timeout
+    assert time.monotonic() - started < 15  # less than op_timeout
     five[1].resume()
     until(lambda: Probe(five[1]).value(key) is None)
 

@@ -126,21 +126,28 @@ class Link:
 
     def _flush(self, deadline: float) -> None:
         """Writes what is queued, for which perhaps nobody waits; unless somebody leads, who will."""
+        while self._queue and self.error is None and self._writes(deadline):
+            pass
+
+    def _writes(self, deadline: float) -> bool:
+        """One turn of `_flush`. False: the next one would do nothing."""
+        # No loop in here: the jump at its end may be outside of what `try` protects, and is where Ctrl-C comes out.
         me = Request()
         me.thread = get_ident()
         try:
-            while self._queue and self.error is None and self.lead.setdefault(0, me) is me:
-                wire = self._wire
-                if wire is not None:
-                    self._write(wire, deadline)
-                del self.lead[0]
-                if wire is None:  # not posted, then: who waits for it connects
-                    return
+            if self.lead.setdefault(0, me) is not me:
+                return False
+            wire = self._wire
+            if wire is not None:
+                self._write(wire, deadline)
+            del self.lead[0]
+            return wire is not None  # else not posted: who waits for it connects
         except BaseException as error:
             if self.lead.get(0) is me:
                 self._end(_blamed(error))
             if not isinstance(error, (RedisError, OSError)):
                 raise
+            return False
         finally:
             if self.lead.get(0) is me:
                 del self.lead[0]
