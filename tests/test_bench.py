@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distlock.bench._servers import server_of
 from .etcd_servers import EtcdServer
 from .postgres_servers import PostgresServer, require_postgres
 from .programs import wait_until
+from .redlock_tools import Nodes
 from .servers import RedisServer
 
 ROOT = Path(distlock.__file__).parent.parent
@@ -232,6 +234,13 @@ def test_the_servers_of_every_topology_are_asked(topology: str) -> None:
         assert unknown == {}
     with distlock.connect(topology) as locks:
         assert list(locks.list("distlock-bench")) == []
+
+
+def test_nothing_is_remembered_of_claims_that_were_given_up(redlock_nodes: Nodes) -> None:
+    plan = replace(quick(redlock_nodes.url, workloads=("waiting", "capacity")), timeout=0.01, contenders=(4,))
+    outcome = bench(plan)
+    assert outcome.failures == []
+    assert redlock_nodes.keys() == []
 
 
 @pytest.mark.parametrize("fixture", ["redis_server", "etcd_server", "zookeeper_server"])

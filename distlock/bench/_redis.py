@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -88,9 +88,10 @@ class RedisServer:
 
     floor = "SET NX PX, EVALSHA of a checked delete"
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, leftovers: str) -> None:
+        """``leftovers``: a pattern of what is to be deleted at the end."""
         targets, holders = _targets(url, key)
-        self._key = key
+        self._key, self._leftovers = key, leftovers
         self._all: list[Any] = [target.connect(TIMEOUT, TIMEOUT) for target in targets]
         self._holders: list[Any] = [target.connect(TIMEOUT, TIMEOUT) for target in holders]
         self._lock = RawLock([RawSocket(connection._sock) for connection in self._holders], key)
@@ -129,10 +130,11 @@ class RedisServer:
             return Unknown(f"INFO: {error}")
 
     def close(self) -> None:
-        """Deletes the key."""
-        for connection in self._holders:
+        """Deletes the key, and what is remembered for a while of claims that were given up: nobody claims any more."""
+        for connection in self._all:
             with suppress(redis.RedisError, OSError):  # it expires by itself
-                _ask(connection, "DEL", self._key)
+                for name in [*_scanned(connection, self._leftovers), *_scanned(connection, self._key)]:
+                    _ask(connection, "DEL", name)
         for connection in (*self._all, *self._holders):
             connection.disconnect()
 
@@ -163,9 +165,18 @@ def _nodes(like: Server, key: str) -> tuple[Sequence[Target], Sequence[Target]]:
     return list({server.address: server for server in primaries.values()}.values()), holders
 
 
-def _ask(connection: Any, *words: str) -> Any:
+def _ask(connection: Any, *words: str | bytes) -> Any:
     connection.send_command(*words)
     return connection.read_response()
+
+
+def _scanned(connection: Any, pattern: str) -> Iterator[bytes]:
+    cursor = b"0"
+    while True:
+        cursor, names = _ask(connection, "SCAN", cursor, "MATCH", pattern, "COUNT", "1000")
+        yield from names
+        if cursor == b"0":
+            return
 
 
 def _info(connection: Any, section: str) -> Mapping[str, str]:

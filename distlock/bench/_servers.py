@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from .. import ConfigurationError
 from ._measure import Unknown
+from ._plan import PREFIX
 
 __all__ = ("FileServer", "NoServer", "Server", "Usage", "server_of", "watched")
 
@@ -100,7 +101,7 @@ def server_of(url: str, address: str, run: str) -> Server:
     if "redis" in scheme or scheme.startswith(("redlock", "unix")):
         from ._redis import RedisServer
 
-        return RedisServer(url, f"distlock:~bench:{run}")
+        return RedisServer(url, f"distlock:~bench:{run}", f"distlock:{{*:{PREFIX}{run}/*")
     if scheme.startswith("etcd"):
         from ._etcd import EtcdServer
 

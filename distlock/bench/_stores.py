@@ -103,11 +103,15 @@ class Store:
             raise BackendUnavailable(f"{what} [{self.address}]", backend=self.address) from error
 
     def clean(self) -> None:
-        """Ends what is left of locks of this run. Raises if the store cannot be asked, or keeps some."""
-        with self.mapped():
-            self.server.close()
-        if self.guarantees is None or not self.is_shared:
-            return
+        """Ends what is left of this run. Raises if the store cannot be asked, or keeps some."""
+        try:
+            if self.guarantees is not None and self.is_shared:
+                self._end_locks()
+        finally:
+            with self.mapped():
+                self.server.close()
+
+    def _end_locks(self) -> None:
         until = time.monotonic() + self.ttl + CLEANING
         with connect(self.url, namespace=self.plan.namespace) as locks:
             if "recovery" in self.plan.workloads:  # a file whose holder died is nobody's, and not listed
