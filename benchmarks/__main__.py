@@ -6,10 +6,12 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from ._measure import Report
 from ._progress import progress
+from ._records import RATIOS, append, commit_of, judge, read, records_of
 from ._run import BENCHMARKS, run
 from ._table import table
 
@@ -33,12 +35,23 @@ def main() -> int:
         print(json.dumps([asdict(report) for report in reports], indent=1, ensure_ascii=False))
     else:
         print(table(reports))
+    if reports and not options.quick:
+        _compare(reports, options, record=options.record and not stopped)
     for name in failed:
         print(f"{name} could not be run", file=sys.stderr)
     if stopped:
         print("stopped: this is what was done until then", file=sys.stderr)
         return 130
     return 1 if failed else 0
+
+
+def _compare(reports: Sequence[Report], options: argparse.Namespace, *, record: bool) -> None:
+    """Says what has moved since the last records, and adds these to them if asked to."""
+    found = records_of(reports, options.commit)
+    print(judge(found, read(), options.against), file=sys.stderr)
+    if record:
+        append(found)
+        print(f"{len(found)} ratios recorded for {options.commit} in {RATIOS}", file=sys.stderr)
 
 
 def _options() -> argparse.Namespace:
@@ -52,7 +65,20 @@ def _options() -> argparse.Namespace:
         metavar="NAME",
         help=f"one of {', '.join(BENCHMARKS)}; repeatable",
     )
+    parser.add_argument("--against", default="", metavar="COMMIT", help="compare with the records of that commit alone")
+    parser.add_argument(
+        "--record", action="store_true", help=f"add the ratios to {RATIOS.name}, for the commit at hand"
+    )
+    parser.add_argument("--dirty", action="store_true", help="record even what is not committed, marked with a +")
     options = parser.parse_args()
+    options.commit = ""
+    if options.record and options.quick:
+        parser.error("--quick measures nothing that could be recorded")
+    if options.record:
+        try:
+            options.commit = commit_of(RATIOS.parent, dirty=options.dirty)
+        except RuntimeError as error:
+            parser.error(str(error))
     options.only = options.only or list(BENCHMARKS)
     return options
 

@@ -309,5 +309,5 @@ def test_the_turns_of_all_stores_are_interleaved(tmp_path: Path) -> None:
 
 
 def test_figures_are_medians_with_their_spread() -> None:
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, (1.5, 2.5))
     assert [percentile(range(1, 101), share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]

@@ -25,18 +25,6 @@ from .programs import wait_until
 # How many requests.
 
 
-def test_a_free_lock_takes_one_request_and_its_release_another(etcd_url):
-    with spied(etcd_url) as (backend, spy):
-        backend.release(granted(backend, claim_of()), soon())
-        assert spy.asked == ["LeaseGrant", "Txn", "Txn"]
-        for wait in (True, False):
-            spy.asked.clear()
-            grant = granted(backend, claim_of(wait=wait))
-            assert spy.asked == ["Txn"]
-            backend.release(grant, soon())
-            assert spy.asked == ["Txn", "Txn"]
-
-
 def test_a_try_on_a_taken_lock_takes_one_request_and_leaves_nothing(shared_etcd, etcd_url):
     """tooz: each failed try left a lease."""
     with opened(etcd_url) as other, spied(etcd_url) as (backend, spy):

@@ -76,13 +76,14 @@ def test_it_reaches_a_unix_socket(redis_server):
             link.recv(1)
 
 
-def test_it_counts_connections_commands_and_flights(proxy, connect):
+def test_it_counts_connections_commands_flights_and_bytes(proxy, connect):
     before = proxy.traffic
     one, two = connect(), connect()
     ask(one)
     ask(one, PING * 3, len(PONG) * 3)  # a pipeline is one flight
     ask(two)
-    assert proxy.traffic - before == Traffic(connections=2, commands=5, flights=3)
+    bytes_each_way = {"bytes_sent": 5 * len(PING), "bytes_received": 5 * len(PONG)}
+    assert proxy.traffic - before == Traffic(connections=2, commands=5, flights=3, **bytes_each_way)
     assert proxy.sent == ["PING"] * 5
 
 

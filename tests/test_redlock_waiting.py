@@ -128,27 +128,6 @@ async def test_an_outage_reaches_who_waits(colour: Colour, connect: Connect, nod
         await task.result()
 
 
-@in_colours("sync")
-async def test_there_is_no_thread_for_a_node(colour: Colour, connect: Connect, nodes: Nodes, key: str) -> None:
-    locks = connect(nodes.url)
-    for _ in range(3):
-        with locks.lock(key):
-            pass
-    until(lambda: not named("distlock-dial"))
-    with locks.lock(key):
-        assert not named("distlock-dial")
-        assert not named("distlock-watcher")
-        task = colour.start(lambda: colour.acquire(locks.lock(key)))
-        until(lambda: len(named("distlock-watcher")) == 1 and listening(nodes))
-        until(lambda: not named("distlock-dial"))
-    await colour.release(await task.result())
-    assert len(named("distlock-watcher")) == 1
-
-
-def named(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == name]
-
-
 WORKER = """
 import os, sys, threading, distlock
 url, folder, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])

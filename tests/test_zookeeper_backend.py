@@ -324,18 +324,6 @@ def test_who_holds_the_lock_is_asked_once_for_all_that_wait_in_a_session(backend
     assert {busy.holder.token for busy in waiting if busy.holder} == {grant.token}
 
 
-def test_to_acquire_a_free_lock_is_one_round_trip(backend: ZooKeeperBackend, shared_zookeeper: ZooKeeperServer) -> None:
-    nodes_above(shared_zookeeper)
-    backend.release(granted(backend, claim_of()), soon())
-    spy = Spy(session_of(backend))
-    calls: list[Sequence[str]] = []
-    spy.after = calls.append
-    grant = granted(backend, claim_of())
-    assert calls == [["Create2", "GetChildren"]]
-    backend.release(grant, soon())
-    assert calls[1:] == [["Delete"]]
-
-
 def test_foreign_nodes_are_ignored(backend: ZooKeeperBackend, shared_zookeeper: ZooKeeperServer) -> None:
     client = shared_zookeeper.client()
     for name in ("config", "lock-", "lock--1", "lock-x-12345", "0000000000", "x__lock__0000000000"):

@@ -15,12 +15,11 @@ from distlock._clock import now
 from distlock._core.hold import GONE
 from distlock.backends.base import proven_until
 from distlock.backends.zookeeper._life import Life
-from distlock.backends.zookeeper._places import Place
 from distlock.testing.proxy import FaultProxy
 
 from .backend_tools import claim_of, granted, soon
 from .programs import wait_until
-from .zookeeper_backend_tools import Spy, backend_of, opened, session_of
+from .zookeeper_backend_tools import backend_of, opened, session_of
 from .zookeeper_servers import MIN_SESSION, ZooKeeperEnsemble, ZooKeeperServer
 from .zookeeper_tools import queue_of
 
@@ -181,46 +180,6 @@ def test_a_waiter_learns_of_an_outage(shared_zookeeper: ZooKeeperServer) -> None
 
 
 # How much is asked
-
-
-def test_all_locks_of_a_session_are_renewed_by_one_request_in_a_third_of_it(locks: distlock.Manager) -> None:
-    leases = []
-    for number in range(100):
-        leases.append(locks.lock(f"k{number}").acquire())
-        time.sleep(0.01)  # each is due at a moment of its own
-    spy = Spy(session_of(backend_of(locks)))
-    started = now()
-    time.sleep(6)
-    assert 2 <= len(spy.asked) <= (now() - started) / 1.8 + 1
-    assert set(spy.asked) == {"Transaction"}
-    for lease in leases:
-        lease.release()
-
-
-def test_a_session_with_waiters_alone_is_proven_by_one_request_in_a_third_of_it(
-    locks: distlock.Manager, shared_zookeeper: ZooKeeperServer
-) -> None:
-    with distlock.connect(shared_zookeeper.url) as others:
-        held = others.lock("k").acquire()
-        threads = [threading.Thread(target=lambda: locks.lock("k").acquire().release()) for _ in range(5)]
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(queue_of(shared_zookeeper, "k")) == 6, "them to queue")
-        places = backend_of(locks)._places
-        wait_until(lambda: all(map(_sleeps, places.all())), "them to have asked who holds it")
-        spy = Spy(session_of(backend_of(locks)))
-        started = now()
-        time.sleep(4)
-        assert 1 <= len(spy.asked) <= (now() - started) / 1.8 + 1
-        assert set(spy.asked) == {"Transaction"}
-        held.release()
-        for thread in threads:
-            thread.join(20)
-
-
-def _sleeps(place: Place) -> bool:
-    """It waits, and has asked for all that it wants to know."""
-    return place.wake is not None and (place.second or (place.first is not None and place.first[1] is not None))
 
 
 # Lengths

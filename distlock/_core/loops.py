@@ -35,7 +35,7 @@ class _LoopSignal:
         self._post = poster()
 
     def set(self) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
+        with suppress(RuntimeError, OSError):  # the loop has ended (trio's is closing), and whoever waited with it
             self._post(self._fire)
 
     def _fire(self) -> None:

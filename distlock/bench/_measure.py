@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import TypeVar
 
 __all__ = ("Spread", "Unknown", "percentile", "rotated")
@@ -20,10 +20,13 @@ class Spread:
     median: float
     low: float
     high: float
+    middle: tuple[float, float] | None = None
+    """The quartiles: half of them lie in between."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(median(values), min(values), max(values))
+        lower, _, upper = quantiles(values, method="inclusive") if len(values) > 1 else [values[0]] * 3
+        return cls(median(values), min(values), max(values), (lower, upper))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def _workload(outcome: Outcome, work: Workload) -> dict[str, Any]:
 
 def _figure(cell: Cell, metric: Metric) -> dict[str, Any]:
     spread = cell.spread(metric.name)
-    found = asdict(spread) if spread else {"median": None, "low": None, "high": None}
+    found = asdict(spread) if spread else dict.fromkeys(field.name for field in fields(Spread))
     return {
         **found,
         "unit": metric.unit,

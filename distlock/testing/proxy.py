@@ -33,12 +33,18 @@ class Traffic:
     commands: int
     flights: int
     """Round trips as the client lives them: times it sent something after the server had spoken."""
+    bytes_sent: int
+    """By clients."""
+    bytes_received: int
+    """By clients."""
 
     def __sub__(self, other: Traffic) -> Traffic:
         return Traffic(
             self.connections - other.connections,
             self.commands - other.commands,
             self.flights - other.flights,
+            self.bytes_sent - other.bytes_sent,
+            self.bytes_received - other.bytes_received,
         )
 
 
@@ -167,6 +173,7 @@ class FaultProxy:
         self._changed = threading.Condition()
         self._connections = 0
         self._flights = 0
+        self._bytes_sent = self._bytes_received = 0
         self.sent: list[str] = []
         """The names of all commands that clients sent, in capitals, in order."""
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
@@ -198,9 +205,9 @@ class FaultProxy:
 
     @property
     def traffic(self) -> Traffic:
-        """Counted before it is passed on: who has the reply can rely on the request being in here."""
+        """Counted before it is passed on: who has the reply can rely on the request, and it, being in here."""
         with self._changed:
-            return Traffic(self._connections, len(self.sent), self._flights)
+            return Traffic(self._connections, len(self.sent), self._flights, self._bytes_sent, self._bytes_received)
 
     @property
     def open_links(self) -> int:
@@ -418,7 +425,9 @@ class FaultProxy:
         elif end is link.client:
             self._count(link, data)
         else:
-            link.server_spoke = True
+            with self._changed:
+                link.server_spoke = True
+                self._bytes_received += len(data)
         if link.silent:
             if link.client.read_all:  # it has given up; before that, not even the server's end gets through
                 self._abort(link)
@@ -431,6 +440,7 @@ class FaultProxy:
     def _count(self, link: _Link, data: bytes) -> None:
         names = link.requests.feed(data)
         with self._changed:
+            self._bytes_sent += len(data)
             if link.server_spoke:
                 link.server_spoke = False
                 link.flight = []
