@@ -5,13 +5,15 @@ from __future__ import annotations
 import queue
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
-from distlock.backends.etcd._rpc import DELETE_RANGE, LEASE_GRANT, RANGE, TXN, WATCH, Method, pb
+from distlock.backends.etcd._rpc import RANGE, WATCH, pb
+from distlock.bench import _etcd
+from distlock.bench._etcd import unary
 from tests.etcd_servers import EtcdServer, require_etcd
 
 from ._machine import SERVER, description, pin, versions
@@ -19,8 +21,6 @@ from ._machine import SERVER, description, pin, versions
 __all__ = ("RawLock", "RawQueue", "conditions", "etcd3_at", "port_of", "requests_of", "server", "unary")
 
 PEERS = ("grpcio", "protobuf", "cslab-etcd3", "aetcd")
-LEASED = 600
-"""Seconds: longer than any run."""
 
 
 @contextmanager
@@ -62,31 +62,11 @@ def requests_of(store: EtcdServer) -> dict[str, float]:
     return {name: store.metric(f'{prefix}"{name}",') for name in (*methods, *leases)}
 
 
-def unary(channel: grpc.Channel, method: Method[Any, Any]) -> Callable[[Any], Any]:
-    """A call, with nothing between it and grpcio."""
-    return channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
-
-
-class RawLock:
+class RawLock(_etcd.RawLock):
     """The least that any lock on etcd does: a transaction that puts a key if there is none, and a deletion."""
 
     def __init__(self, port: int, key: str) -> None:
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-        self.txn, self.delete = unary(self.channel, TXN), unary(self.channel, DELETE_RANGE)
-        lease = unary(self.channel, LEASE_GRANT)(pb.LeaseGrantRequest(ttl=LEASED)).id
-        name = key.encode()
-        self.take = pb.TxnRequest(
-            compare=[pb.Compare(target=pb.Compare.CREATE, key=name, create_revision=0)],
-            success=[pb.RequestOp(request_put=pb.PutRequest(key=name, value=b"v" * 20, lease=lease))],
-        )
-        self.give = pb.DeleteRangeRequest(key=name)
-
-    def run(self, count: int) -> None:
-        """Takes and gives back the lock so many times."""
-        txn, delete, take, give = self.txn, self.delete, self.take, self.give
-        for _ in range(count):
-            assert txn(take).succeeded
-            assert delete(give).deleted == 1
+        super().__init__(grpc.insecure_channel(f"127.0.0.1:{port}"), key)
 
 
 class RawQueue(RawLock):

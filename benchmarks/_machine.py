@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+
+from distlock.bench import _machine
+from distlock.bench._machine import versions
 
 __all__ = ("CLIENT", "SERVER", "awake", "description", "pin", "versions")
 
@@ -65,29 +66,6 @@ def awake() -> Iterator[None]:
 def description() -> dict[str, str]:
     """What readers must know to judge the figures."""
     return {
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": f"{os.cpu_count()} × {_processor_name()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        **_machine.description(),
         "kept awake by SCHED_IDLE spinners": "yes" if hasattr(os, "SCHED_IDLE") and SERVER is not None else "no",
     }
-
-
-def _processor_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of what a store's locks are compared with."""
-    return {f"{package} of PyPI": _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

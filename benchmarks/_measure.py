@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median, quantiles
+from statistics import median
 from typing import TypeVar
+
+from distlock.bench._measure import Spread, rotated
 
 __all__ = (
     "Contender",
@@ -30,22 +32,6 @@ ROUND_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of some measurements, and their extremes."""
-
-    median: float
-    low: float
-    high: float
-    middle: tuple[float, float] | None = None
-    """The quartiles: half of them lie in between."""
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        lower, _, upper = quantiles(values, method="inclusive") if len(values) > 1 else [values[0]] * 3
-        return cls(median(values), min(values), max(values), (lower, upper))
-
-
-@dataclass(frozen=True, slots=True)
 class Pace:
     """How thorough a run is, and who hears that it goes on."""
 
@@ -62,12 +48,6 @@ class Pace:
     def of(self, full: T, quick: T) -> T:
         """One or the other."""
         return quick if self.quick else full
-
-
-def rotated(things: Sequence[T], turn: int) -> list[T]:
-    """All of them; each turn begins with another."""
-    first = turn % len(things)
-    return [*things[first:], *things[:first]]
 
 
 @dataclass(frozen=True, slots=True)

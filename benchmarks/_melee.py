@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from distlock.bench._fight import Window, fight
+from distlock.bench._workers import workers
+from distlock.testing.torture._colour import Colour
+
 from ._locks import team
-from ._workers import workers
 
-__all__ = ("Window", "melee")
-
-START = 0.05
-"""Seconds in which all processes surely hear of a turn."""
+__all__ = ("Block", "melee")
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """When it is counted, by the monotonic clock, which is the same in all processes."""
+class Block:
+    """The two ends of a ``with`` block, for one thread."""
 
-    opens: float
-    counts_from: float
-    ends: float
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        self.lock = lock
 
-    @classmethod
-    def of(cls, warm_up: float, seconds: float) -> Window:
-        opens = time.monotonic() + START
-        return cls(opens, opens + warm_up, opens + warm_up + seconds)
+    async def acquire(self) -> bool:
+        """Waits for as long as it takes."""
+        self.lock.__enter__()
+        return True
+
+    async def release(self) -> None:
+        """Leaves it."""
+        self.lock.__exit__(None, None, None)
 
 
 @contextmanager
@@ -51,29 +50,13 @@ def melee(
 
 
 def _work(pipe: Connection, names: Sequence[str], place: str, threads: int) -> None:
-    teams = {name: team(name, place, threads) for name in names}
+    teams = {name: [Block(lock) for lock in team(name, place, threads)] for name in names}
+    colour = Colour("sync")
     try:
         pipe.send("ready")
         while True:
             name, window = pipe.recv()
-            pipe.send(_turn(teams[name], window))
+            tallies = colour.run(lambda name=name, window=window: fight(teams[name], window, colour))
+            pipe.send([len(tally.waits) for tally in tallies])
     except (EOFError, KeyboardInterrupt):
         pass
-
-
-def _turn(locks: Sequence[AbstractContextManager[object]], window: Window) -> list[int]:
-    counts = [0] * len(locks)
-
-    def fight(lock: AbstractContextManager[object], me: int) -> None:
-        time.sleep(max(0.0, window.opens - time.monotonic()))
-        while time.monotonic() < window.ends:
-            with lock:
-                if window.counts_from <= time.monotonic() < window.ends:
-                    counts[me] += 1
-
-    fighters = [threading.Thread(target=fight, args=(lock, me), daemon=True) for me, lock in enumerate(locks)]
-    for fighter in fighters:
-        fighter.start()
-    for fighter in fighters:
-        fighter.join()
-    return counts

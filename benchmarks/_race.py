@@ -13,16 +13,16 @@ from multiprocessing.synchronize import Barrier
 from statistics import median
 from typing import Any
 
+from distlock._core.drive import drive
+from distlock.bench import _race
+from distlock.bench._race import BOARD, LAST, SURELY_QUEUED
+from distlock.bench._workers import workers
+from distlock.testing.torture._colour import Colour
+
 from ._locks import MAKERS
-from ._workers import workers
+from ._melee import Block
 
 __all__ = ("Handoffs", "crowd", "duel")
-
-NAP = 0.0002
-SURELY_QUEUED = 0.002
-"""Seconds after which one that was about to ask waits in earnest."""
-
-LAST, STAMP, ASKING, DONE = 0, 1, 2, 4  # places on the board; the last two are one for each process
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,49 +37,23 @@ class Handoffs:
     """All of them in that second, those too with which the lock stayed where it was."""
 
 
-class Duelist:
+class Duelist(_race.Duelist):
     """One of the two processes."""
 
     def __init__(self, board: Any, me: int, barrier: Barrier) -> None:
-        self.board, self.me, self.other, self.barrier = board, me, 1 - me, barrier
+        super().__init__(board, me)
+        self.barrier = barrier
 
-    def ping_pong(self, lock: AbstractContextManager[object], seconds: float, rest: float) -> list[int]:
-        """Hands over only to one that waits already, and asks again only after it got in; ns of each hand-over.
-
-        ``rest``: seconds between the other's wish and the release.
-        """
-        board, me, other = self.board, self.me, self.other
-        if me == 0:
-            board[:] = [-1, 0, 0, 0, 0, 0]
+    def meet(self) -> None:
+        """Both of them, before anything is measured."""
         self.barrier.wait()
-        found: list[int] = []
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            board[ASKING + me] = 1
-            with lock:
-                entered = time.monotonic_ns()
-                board[ASKING + me] = 0
-                if board[LAST] == other:
-                    found.append(entered - board[STAMP])
-                board[LAST] = me
-                self._until(lambda: board[ASKING + other] or board[DONE + other])
-                time.sleep(rest)
-                board[STAMP] = time.monotonic_ns()
-            self._until(lambda: board[LAST] == other or board[DONE + other])
-        board[DONE + me] = 1
-        return found
-
-    @staticmethod
-    def _until(true: Callable[[], object]) -> None:
-        while not true():
-            time.sleep(NAP)
+        if self.me == 0:
+            self.clear(self.board)
+        self.barrier.wait()
 
     def free_for_all(self, lock: AbstractContextManager[object], seconds: float) -> tuple[int, int]:
         """Asks again at once; how often the other one had had it, and how often it got in at all."""
         board, me, changes, entered = self.board, self.me, 0, 0
-        if me == 0:
-            board[LAST] = -1
-        self.barrier.wait()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with lock:
@@ -95,8 +69,10 @@ def _work(pipe: Connection, place: Mapping[str, str], duelist: Duelist) -> None:
     try:
         while True:
             name, seconds, rest = pipe.recv()
-            latencies = duelist.ping_pong(locks[name], seconds, rest)
-            duelist.barrier.wait()
+            duelist.meet()
+            found = drive(duelist.ping_pong(Block(locks[name]), seconds, rest, Colour("sync")))
+            latencies = [entered - left for left, entered in found]
+            duelist.meet()
             pipe.send((latencies, *duelist.free_for_all(locks[name], seconds if rest == SURELY_QUEUED else 0)))
     except (EOFError, KeyboardInterrupt):
         pass
@@ -110,7 +86,7 @@ def duel(places: Mapping[str, str], rest: float = SURELY_QUEUED) -> Iterator[Cal
     They are not bound to processors: where each has threads, those would wait for one another's.
     """
     context = multiprocessing.get_context("spawn")
-    board, barrier = context.RawArray("q", 6), context.Barrier(2, timeout=60)
+    board, barrier = context.RawArray("q", BOARD), context.Barrier(2, timeout=60)
     with workers(_work, [(places, Duelist(board, me, barrier)) for me in (0, 1)]) as pipes:
 
         def run(name: str, seconds: float) -> Handoffs:

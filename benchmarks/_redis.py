@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import uuid
 from collections import Counter
@@ -12,13 +11,14 @@ from contextlib import closing, contextmanager
 import redis
 from redis.utils import HIREDIS_AVAILABLE
 
+from distlock.bench import _redis
+from distlock.bench._redis import command, sha1
 from tests.servers import RedisServer
 
 from ._machine import SERVER, description, pin, versions
 
 __all__ = ("DirectGrant", "RawLock", "RawSocket", "command", "conditions", "heard", "port_of", "server", "url_of")
 
-CHECKED_DELETE = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 TAKE_OR_QUEUE = b"""
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', 30000) then return 1 end
 redis.call('RPUSH', KEYS[2], ARGV[1])
@@ -64,27 +64,17 @@ def conditions(store: RedisServer, *, pinned: bool = False) -> dict[str, str]:
     }
 
 
-def command(*words: str | bytes) -> bytes:
-    """A request as bytes."""
-    parts = [word.encode() if isinstance(word, str) else word for word in words]
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
-
-
-class RawSocket:
+class RawSocket(_redis.RawSocket):
     """A blocking socket, and nothing between it and the caller."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link = socket.create_connection(("127.0.0.1", port))
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(link)
 
     def close(self) -> None:
         """Nobody listens any more."""
         self.socket.close()
-
-    def ask(self, frame: bytes) -> bytes:
-        """The reply, which is short enough to come in one piece."""
-        self.socket.sendall(frame)
-        return self.socket.recv(65536)
 
 
 def heard(port: int, monitor: RawSocket) -> Counter[str]:
@@ -98,27 +88,13 @@ def heard(port: int, monitor: RawSocket) -> Counter[str]:
     return Counter(line.split(b'"')[1].decode().upper() for line in lines if b'] "' in line)
 
 
-def sha1(script: bytes) -> str:
-    """What EVALSHA calls it."""
-    return hashlib.sha1(script, usedforsecurity=False).hexdigest()
-
-
-class RawLock(RawSocket):
+class RawLock(_redis.RawLock):
     """The least that any lock on Redis does: two prepared requests, and a look at the replies."""
 
     def __init__(self, port: int, key: str) -> None:
-        super().__init__(port)
-        self.ask(command("SCRIPT", "LOAD", CHECKED_DELETE))
-        value = "v" * 20
-        self.take = command("SET", key, value, "NX", "PX", "30000")
-        self.give = command("EVALSHA", sha1(CHECKED_DELETE), "1", key, value)
-
-    def run(self, count: int) -> None:
-        """Takes and gives back the lock so many times."""
-        ask, take, give = self.ask, self.take, self.give
-        for _ in range(count):
-            replies = ask(take), ask(give)
-            assert replies == (b"+OK\r\n", b":1\r\n"), replies
+        link = RawSocket(port)
+        self.ask = link.ask
+        super().__init__([link], key)
 
 
 class DirectGrant(RawSocket):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from distlock.bench import _zookeeper
 from tests.zookeeper_servers import ZooKeeperServer
 
 from ._machine import SERVER, description, pin, versions
@@ -47,16 +48,8 @@ def requests_of(store: ZooKeeperServer) -> float:
     return store.metric("zk_packets_received") - 1
 
 
-class Bare:
+class Bare(_zookeeper.Bare):
     """An ephemeral sequential node that is made and deleted: half of what any lock in ZooKeeper does."""
 
     def __init__(self, url: str, path: str) -> None:
-        self.client = client_at(url)
-        self.client.ensure_path(path)
-        self.path = f"{path}/n-"
-
-    def run(self, count: int) -> None:
-        """So many times."""
-        create, delete, path = self.client.create, self.client.delete, self.path
-        for _ in range(count):
-            delete(create(path, b"v" * 80, ephemeral=True, sequence=True))
+        super().__init__(client_at(url), path)

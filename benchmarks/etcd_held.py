@@ -10,12 +10,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import distlock
+from distlock.bench._workers import child
 
 from ._etcd import conditions, etcd3_at, requests_of, server
 from ._locks import Etcd3
 from ._machine import awake
 from ._measure import Pace, Report, Target, table_of
-from ._workers import child
 
 __all__ = ("renewal", "waiting")
 

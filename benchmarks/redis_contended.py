@@ -10,12 +10,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import distlock
+from distlock.bench._workers import child
 
 from ._machine import awake
 from ._measure import Pace, Report, Target, rotated, table_of
 from ._melee import melee
 from ._redis import RawSocket, command, conditions, heard, port_of, server, url_of
-from ._workers import child
 
 __all__ = ("crowd", "waiting")
 

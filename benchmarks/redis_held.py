@@ -10,13 +10,13 @@ from multiprocessing.connection import Connection
 
 import redis
 
+from distlock.bench._workers import child
 from tests.servers import RedisServer
 
 from ._machine import awake
 from ._measure import Pace, Report, Target, rotated, table_of
 from ._redis import conditions, server, url_of
 from ._takers import TAKERS
-from ._workers import child
 
 __all__ = ("memory", "renewal")
 

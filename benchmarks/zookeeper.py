@@ -9,11 +9,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import distlock
+from distlock.bench._workers import child
 
 from ._machine import CLIENT, SERVER, awake, pin
 from ._measure import Contender, Pace, Report, Row, Spread, Target, compare, rotated, table_of
 from ._melee import melee
-from ._workers import child
 from ._zookeeper import Bare, client_at, conditions, requests_of, server
 from .redis_uncontended import blocks, pairs
 

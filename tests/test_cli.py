@@ -110,7 +110,7 @@ def test_a_table_for_people(env):
     assert "\x1b[" not in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "inspect", "ls", "release", "torture"])
+@pytest.mark.parametrize("command", ["demo", "run", "inspect", "ls", "release", "torture", "bench"])
 def test_help_has_examples(env, command):
     done = run(env, command, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -61,14 +61,17 @@ LAYERS = {
     "_lock": layer(RECIPES, "anyio"),
     "_manager": layer(f"{RECIPES} _open _who", "anyio"),
     "": layer(f"{RECIPES} _manager"),  # distlock/__init__.py
-    "cli": layer(f"{RECIPES} _open _manager testing", "typer rich anyio"),
+    "bench": layer(
+        f"{RECIPES} _open _manager testing {ANY_BACKEND}", "anyio grpc kazoo matplotlib psutil redis rich sqlalchemy"
+    ),
+    "cli": layer(f"{RECIPES} _open _manager bench testing", "typer rich anyio"),
     "__main__": layer("cli"),
     "contrib": layer("", "anyio"),
     "idempotency": layer("", "anyio"),
     "testing": layer(f"{RECIPES} _open _who _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis rich"),
 }
 # What stands above the library uses it as everyone does: `from distlock import ...`.
-USERS = {"cli", "contrib", "idempotency", "testing"}
+USERS = {"bench", "cli", "contrib", "idempotency", "testing"}
 
 
 def layer_of(module: str) -> str | None:

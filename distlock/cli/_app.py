@@ -42,6 +42,7 @@ __all__ = (
     "main",
     "printable",
     "say",
+    "status_of",
     "store",
 )
 
@@ -170,10 +171,11 @@ def main() -> int:
         if debugging():
             traceback.print_exc()
         say(error)
-        return _status(error)
+        return status_of(error)
 
 
-def _status(error: Exception) -> int:
+def status_of(error: Exception) -> int:
+    """The exit status that says what kind of error it was."""
     if isinstance(error, BackendError):
         return UNAVAILABLE
     if isinstance(error, OSError):
