@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests, where there is one."""
+"""A real PostgreSQL for the tests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "
 """It refuses to run as root."""
 
 
-def require_postgres() -> str:
-    """The path of ``postgres``; without it, or what it takes to run it, the test is skipped."""
-    needed = ("postgres", "initdb", *(AS_NOBODY[:1] if os.getuid() == 0 else ()))
-    for program in needed:
-        if shutil.which(program) is None:
-            missing(f"no {program} on PATH", in_ci=False)
-    return str(shutil.which("postgres"))
+def require_postgres() -> Path:
+    """The folder of its programs; where it is not, the test fails in CI and is skipped elsewhere."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    folders = [*map(Path, os.environ.get("PATH", "").split(os.pathsep)), *reversed(installed)]
+    found = [folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()]
+    if not found:
+        missing("no postgres on PATH, nor in /usr/lib/postgresql")
+    return found[0]
 
 
 class PostgresServer(Program):
@@ -42,12 +43,13 @@ class PostgresServer(Program):
         if not (self.folder / "data").exists():
             if os.getuid() == 0:
                 shutil.chown(self.folder, "nobody", "nogroup")
-            command = [*self._within, "initdb", "-D", str(self.folder / "data"), "-U", "me", "-A", "trust", "--no-sync"]
+            initdb = [require_postgres() / "initdb", "-D", self.folder / "data", "-U", "me", "-A", "trust", "--no-sync"]
+            command = [*self._within, *map(str, initdb)]
             subprocess.run(command, check=True, capture_output=True, cwd=tempfile.gettempdir(), timeout=START_TIMEOUT)
         super().start()
 
     def _program(self) -> str:
-        return require_postgres()
+        return str(require_postgres() / "postgres")
 
     def _arguments(self) -> list[str]:
         settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off")
