@@ -13,14 +13,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from distlock.testing.torture import CLIENT_FAULTS, Plan, Verdict, torture
+from distlock.testing.torture import CLIENT_FAULTS, Hurt, Plan, Verdict, torture
 from distlock.testing.torture._report import as_json
 from distlock.testing.torture._run import guarantees_of
 
@@ -37,6 +37,8 @@ PEERS = {
 """Locks of other libraries, by the adapters of ``benchmarks.torture_peers``: their store, adapter and colours."""
 MIXED = "all of them"
 """The run in which every fault has its turn."""
+CROWD = "a thousand waiters"
+"""The run in which nothing is wrong but that there are so many."""
 NOTHING = "it has nothing that this could hurt"
 LINES = 12
 """Of the proof of a finding, for people."""
@@ -80,18 +82,25 @@ def _cells(args: argparse.Namespace, out: Path, tell: Any) -> Iterator[Cell]:
     for backend in args.backend:
         store, more = _store_of(backend)
         with (redis_behind_a_wire if args.wired else ARENAS[store])() as ground:
-            plan = plan_of(ground, seconds=args.seconds, seed=args.seed, grace=args.grace, **more)
-            guarantees = guarantees_of(plan)
-            hurts = [*([] if args.wired else CLIENT_FAULTS), *ground.hurts]
-            hurts = [hurt for hurt in hurts if hurt.fits(plan, guarantees)]
-            chosen = [hurt for hurt in hurts if args.fault in hurt.name] if args.fault != MIXED else []
-            runs = [(hurt.name, [hurt]) for hurt in chosen]
-            if args.fault in ("", MIXED):
-                runs.append((MIXED, hurts))
-            for fault, run in runs:
+            usual = plan_of(ground, seconds=args.seconds, seed=args.seed, grace=args.grace, **more)
+            for fault, run, plan in _runs(args, usual, ground.hurts):
                 tell(f"{backend}: {fault}")
                 folder = out / backend / fault.replace(" ", "-").replace(",", "")
                 yield Cell(backend, fault, torture(plan, folder, run, left=ground.left), str(folder))
+
+
+def _runs(args: argparse.Namespace, plan: Plan, hurts: Sequence[Hurt]) -> Iterator[tuple[str, Sequence[Hurt], Plan]]:
+    """Those that were asked for, by name."""
+    guarantees = guarantees_of(plan)
+    known = hurts if args.wired else [*CLIENT_FAULTS, *hurts]
+    fit = [hurt for hurt in known if hurt.fits(plan, guarantees)]
+    for hurt in fit:
+        if args.fault in hurt.name and args.fault != MIXED:
+            yield hurt.name, [hurt], plan
+    if args.fault in CROWD and not args.wired:
+        yield CROWD, [], replace(plan, actors=-(-1000 // plan.workers), work=0.01, overlong=0.0)
+    if args.fault in ("", MIXED):
+        yield MIXED, fit, plan
 
 
 def _store_of(backend: str) -> tuple[str, dict[str, Any]]:
