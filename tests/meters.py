@@ -154,8 +154,8 @@ class RedlockMeter(Meter):
         backend: Any = manager._backend
         lost = backend._watcher.lost
 
-        def noted(claim: Claim, free_in: float) -> None:
-            lost(claim, free_in)
+        def noted(claim: Claim, *seen: Any) -> None:
+            lost(claim, *seen)
             self._looks += claim.wait
 
         backend._watcher.lost = noted

@@ -263,6 +263,10 @@ COSTS: Mapping[Callable[[Clients], Coroutine[Any, Any, None]], Mapping[str, Spen
 }
 
 
+TRIES = 3
+"""Of which one must cost what the table says: what costs more each time does so in all of them."""
+
+
 def at_most(count: int) -> float:
     """Bytes: a longer name, and what a driver says now and then to keep its connection, are no growth."""
     return 1.1 * count + 100
@@ -292,12 +296,15 @@ def test_an_operation_costs_as_much_as_the_table_says(
     with Clock.running() as clock, ExitStack() as exits:
         clients = Clients(meter, Colour(colour), clock, exits)
 
-        async def twice() -> None:
+        async def measured() -> None:
             await operation(clients)  # connects, and the servers learn the scripts
             clients.expected = table.requests
-            await operation(clients)
+            for _ in range(TRIES):  # what is left of something earlier may be counted as well, and only adds
+                await operation(clients)
+                if (clients.spent.trips, clients.spent.requests) == (table.trips, table.requests):
+                    break
 
-        clients.colour.run(twice)
+        clients.colour.run(measured)
     _who._plain.cache_clear()
     spent = clients.spent
     assert (spent.trips, spent.requests) == (table.trips, table.requests), spent
