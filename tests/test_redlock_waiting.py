@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import distlock
-from distlock import Manager
+from distlock import AcquireTimeout, Manager
 
 from .children import untraced
 from .redis_tools import Colour, Connect, Probe, in_colours, until
@@ -87,6 +87,51 @@ async def test_a_release_wakes_one_waiter_of_a_process(
     for thread in threads:
         thread.join()
     assert len(got) == 8
+
+
+@in_colours()
+async def test_of_those_who_ask_at_once_one_asks_the_nodes(
+    colour: Colour, connect: Connect, nodes: Nodes, key: str
+) -> None:
+    """A thousand split the votes for ever, and drowned the nodes in requests: nobody had the lock."""
+    locks, got = connect(nodes.url), []
+
+    async def take() -> None:
+        lease = await colour.acquire(locks.lock(key, ttl=LONG))
+        got.append(lease.token)
+        await colour.release(lease)
+
+    lease = await colour.acquire(connect(nodes.url).lock(key, ttl=LONG))
+    before = votes_asked(nodes)
+    tasks = [colour.start(take) for _ in range(100)]
+    await colour.until(lambda: len(locks.inspect(key).waiters) == 100 and listening(nodes))
+    assert (
+        await calm(colour, nodes) - before <= 8
+    )  # whoever came first, and once more when it listened; each a vote and its undoing
+    with pytest.raises(AcquireTimeout) as caught:
+        await colour.acquire(locks.lock(key, ttl=LONG), timeout=0.5)
+    assert caught.value.holder is not None, "one of those before it has seen who it is"
+    await colour.release(lease)
+    for task in tasks:
+        await task.result()
+    assert got == sorted(set(got))
+
+
+@in_colours()
+async def test_who_waits_behind_one_that_gives_up_is_served(
+    colour: Colour, connect: Connect, nodes: Nodes, key: str
+) -> None:
+    locks = connect(nodes.url)
+    lease = await colour.acquire(connect(nodes.url).lock(key, ttl=LONG))
+    first = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG), timeout=2.0))
+    await colour.until(lambda: len(locks.inspect(key).waiters) == 1 and listening(nodes))
+    second = colour.start(lambda: colour.acquire(locks.lock(key, ttl=LONG)))
+    await colour.until(lambda: len(locks.inspect(key).waiters) == 2)
+    with pytest.raises(AcquireTimeout):
+        await first.result()
+    await colour.release(lease)
+    await colour.release(await second.result())
+    await colour.until(lambda: nodes.keys() == [])
 
 
 @in_colours()

@@ -77,9 +77,25 @@ class RedlockBackend(SyncBackend):
         self._attempts = itertools.count(1)
         self._late: dict[str, list[Slot]] = {}
         """By claim: requests for votes without an answer, for as long as the claim is not ended."""
+        self._unasked: set[str] = set()
+        """Claims that wait, and of which no node has anything to forget."""
         self._closed = False
 
     def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+        if not claim.wait:
+            return self._try(claim, deadline)
+        if not self._watcher.begin(claim):
+            if claim.id not in self._late:
+                self._unasked.add(claim.id)
+            return Busy(claim, self._watcher.holder(claim.key))
+        self._unasked.discard(claim.id)
+        try:
+            return self._try(claim, deadline)
+        except BaseException:
+            self._watcher.failed(claim)
+            raise
+
+    def _try(self, claim: Claim, deadline: float) -> Grant | Busy:
         pause, started, outcome = FIRST_PAUSE, now(), None
         for tries in range(1, TRIES + 1):
             try:
@@ -110,7 +126,10 @@ class RedlockBackend(SyncBackend):
 
     def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None:
         self._watcher.forget(claim.id)
-        self._end(claim, deadline, in_flight=in_flight)
+        unasked = claim.id in self._unasked
+        self._unasked.discard(claim.id)
+        if in_flight or not unasked:
+            self._end(claim, deadline, in_flight=in_flight)
 
     def release(self, grant: Grant, deadline: float) -> bool:
         held, gone = self._end(grant.claim, deadline, in_flight=grant.in_flight)
@@ -160,7 +179,7 @@ class RedlockBackend(SyncBackend):
             node.close()
 
     def after_fork(self) -> None:
-        self._late = {}
+        self._late, self._unasked = {}, set()
         self._watcher.after_fork()
         for node in self.nodes:
             node.after_fork()
@@ -188,7 +207,7 @@ class RedlockBackend(SyncBackend):
                 raise call.unreached(self.address)
         if verdict is not Verdict.TAKEN:
             return None
-        self._watcher.lost(claim, ballot.free_in)
+        self._watcher.lost(claim, ballot.free_in, holder)
         return Busy(claim, holder)
 
     def _vote(self, call: Call, ballot: Ballot, claim: Claim, attempt: int) -> tuple[Verdict, Holder | None]:

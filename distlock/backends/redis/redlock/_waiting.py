@@ -1,7 +1,8 @@
 """How a process waits for locks on several nodes: one thread, subscribed to the releases on each of them.
 
 Messages are hints. Whoever waits looks again when enough nodes have told of a release, when the present lease is known
-to end, and every third of a ttl. Of those in this process that wait for one lock, one looks at a time.
+to end, and every third of a ttl. Of those in this process that want one lock, one looks at a time, from the first
+attempt on: a thousand that ask at once would split the votes for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import partial
 from redis import Connection
 
 from ..._dice import DICE
-from ...base import Claim, Subscription, Wake, now
+from ...base import Claim, Holder, Subscription, Wake, now
 from .._connect import Server
 from .._scripts import command
 from ._node import Bell, Dialer, Stream
@@ -52,6 +53,8 @@ class _Key:
     confirmed: set[int] = field(default_factory=set)
     told: dict[str, set[int]] = field(default_factory=dict)
     """The nodes that told of the end of a claim."""
+    holder: Holder | None = None
+    """As the last one saw that looked."""
 
 
 class Watcher:
@@ -67,6 +70,8 @@ class Watcher:
     def _reset(self) -> None:
         self._mutex = threading.Lock()
         self._keys: dict[str, _Key] = {}
+        self._askers: dict[str, str] = {}
+        """By lock: the claim that asks for it without having waited, until it has it, or waits, or is given up."""
         self._names: dict[bytes, str] = {}
         self._streams: dict[int, Stream] = {}
         self._new: dict[int, Connection] = {}
@@ -80,24 +85,54 @@ class Watcher:
 
     # Called by whoever acquires.
 
+    def begin(self, claim: Claim) -> bool:
+        """Whether it may ask. If not, others here are before it, and one of them or the watcher passes it the turn."""
+        with self._mutex:
+            entry = self._keys.get(claim.key)
+            waiting = entry.waiting if entry is not None else {}
+            if claim.id in waiting:
+                return True
+            if waiting or claim.key in self._askers:
+                return False
+            self._askers[claim.key] = claim.id
+            return True
+
+    def failed(self, claim: Claim) -> None:
+        """It could not ask, which all who wait are to learn."""
+        with self._mutex:
+            self._leave(claim.id)
+            entry = self._keys.get(claim.key)
+            wakes = [waiting.wake for waiting in entry.waiting.values()] if entry is not None else []
+        for wake in wakes:
+            wake()
+
+    def holder(self, key: str) -> Holder | None:
+        """Who had it when one of this process looked last, if somebody waits for it."""
+        entry = self._keys.get(key)
+        return entry.holder if entry is not None else None
+
     def watch(self, claim: Claim, wake: Wake) -> Subscription:
         """Wakes when asking again may help: also once releases are heard of, since one may have been missed before."""
         with self._mutex:
             entry = self._keys.setdefault(claim.key, _Key())
+            self._leave(claim.id)
+            alone = not entry.waiting and claim.key not in self._askers
             entry.waiting[claim.id] = _Waiting(claim, wake)
             self._names[self._requests.channel(claim.key)] = claim.key
             heard = len(entry.confirmed) >= self._needed
             entry.due = min(entry.due, now() + claim.ttl / 3)
             self._start()
-        if heard or self._closed:
+        if (heard and alone) or self._closed:
             wake()
         self._ring()
         return _Watch(self, claim.id)
 
-    def lost(self, claim: Claim, free_in: float) -> None:
+    def lost(self, claim: Claim, free_in: float, holder: Holder | None) -> None:
         """It has asked, for nothing; a majority is free in so many seconds, if nobody renews."""
         with self._mutex:
             entry = self._keys.get(claim.key)
+            if entry is not None:
+                entry.holder = holder
             if entry is None or claim.id not in entry.waiting:
                 return
             entry.waiting[claim.id].woken = False
@@ -148,9 +183,10 @@ class Watcher:
         self._reset()
 
     def _drop(self, claim_id: str, *, pass_on: bool) -> None:
-        if not self._keys:
+        if not self._keys and not self._askers:
             return
         with self._mutex:
+            self._leave(claim_id)
             for entry in self._keys.values():
                 waiting = entry.waiting.pop(claim_id, None)
                 if waiting is not None:
@@ -160,6 +196,12 @@ class Watcher:
             else:
                 return
         self._ring()
+
+    def _leave(self, claim_id: str) -> None:
+        for key, asker in self._askers.items():
+            if asker == claim_id:
+                del self._askers[key]
+                break
 
     # What the thread does.
 
