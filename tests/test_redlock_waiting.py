@@ -7,11 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import distlock
 from distlock import AcquireTimeout, Manager
+from distlock._who import new_claim_id
+from distlock.backends.base import Claim, Grant, now
 
 from .children import untraced
 from .redis_tools import Colour, Connect, Probe, in_colours, until
@@ -132,6 +135,20 @@ async def test_who_waits_behind_one_that_gives_up_is_served(
     await colour.release(lease)
     await colour.release(await second.result())
     await colour.until(lambda: nodes.keys() == [])
+
+
+def test_the_turn_to_ask_is_given_up_with_the_claim(connect: Connect, nodes: Nodes, key: str) -> None:
+    """Also by one that was cancelled between its answer and its wait."""
+    backend: Any = connect(nodes.url)._backend
+    first, second, third = (Claim(new_claim_id(), key, LONG, wait=True) for _ in range(3))
+    grant = backend.acquire(first, now() + LONG)
+    assert isinstance(grant, Grant)
+    assert backend.acquire(second, now() + LONG).holder is not None
+    assert backend.acquire(third, now() + LONG).holder is None, "it was not asked for"
+    backend.withdraw(second, now() + LONG, in_flight=False)
+    assert backend.acquire(third, now() + LONG).holder is not None
+    backend.withdraw(third, now() + LONG, in_flight=False)
+    assert backend.release(grant, now() + LONG)
 
 
 @in_colours()
