@@ -137,18 +137,19 @@ async def test_who_waits_behind_one_that_gives_up_is_served(
     await colour.until(lambda: nodes.keys() == [])
 
 
-def test_the_turn_to_ask_is_given_up_with_the_claim(connect: Connect, nodes: Nodes, key: str) -> None:
+def test_the_turn_to_ask_is_given_up_with_the_claim(nodes: Nodes, key: str) -> None:
     """Also by one that was cancelled between its answer and its wait."""
-    backend: Any = connect(nodes.url)._backend
-    first, second, third = (Claim(new_claim_id(), key, LONG, wait=True) for _ in range(3))
-    grant = backend.acquire(first, now() + LONG)
-    assert isinstance(grant, Grant)
-    assert backend.acquire(second, now() + LONG).holder is not None
-    assert backend.acquire(third, now() + LONG).holder is None, "it was not asked for"
-    backend.withdraw(second, now() + LONG, in_flight=False)
-    assert backend.acquire(third, now() + LONG).holder is not None
-    backend.withdraw(third, now() + LONG, in_flight=False)
-    assert backend.release(grant, now() + LONG)
+    with distlock.connect(nodes.url) as locks:
+        backend: Any = locks._backend
+        first, second, third = (Claim(new_claim_id(), key, LONG, wait=True) for _ in range(3))
+        grant = backend.acquire(first, now() + LONG)
+        assert isinstance(grant, Grant)
+        assert backend.acquire(second, now() + LONG).holder is not None
+        assert backend.acquire(third, now() + LONG).holder is None, "no node was asked"
+        backend.withdraw(second, now() + LONG, in_flight=False)
+        assert backend.acquire(third, now() + LONG).holder is not None
+        backend.withdraw(third, now() + LONG, in_flight=False)
+        assert backend.release(grant, now() + LONG)
 
 
 @in_colours()
