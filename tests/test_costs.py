@@ -406,9 +406,12 @@ def test_nothing_is_kept_of_a_lock_and_no_thread_started_for_it(
         nonlocal kept, peak
         await pairs(40 if painted.is_async else WARM)
         started.clear()
-        before = await blocks()
-        await pairs(COUNTED)
-        kept = await blocks() - before
+        for _ in range(TRIES):  # what others do at the same time only adds
+            before = await blocks()
+            await pairs(COUNTED)
+            kept = await blocks() - before
+            if kept < COUNTED / 2:
+                break
         peak = min([await peak_of(lambda: pairs(1)) for _ in range(3)])
 
     painted.run(body)
