@@ -89,8 +89,12 @@ class EtcdServer:
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
     def _page(self, endpoint: str) -> str:
-        scheme, context = ("http", None) if self._place.tls is None else ("https", _context(self._place.tls.ca))
-        with urllib.request.urlopen(f"{scheme}://{endpoint}/metrics", timeout=TIMEOUT, context=context) as answer:  # noqa: S310
+        tls = self._place.tls
+        ways: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]  # directly, as grpc asks it
+        if tls is not None:
+            ways.append(urllib.request.HTTPSHandler(context=_context(tls.ca)))
+        url = f"{'http' if tls is None else 'https'}://{endpoint}/metrics"
+        with urllib.request.build_opener(*ways).open(url, timeout=TIMEOUT) as answer:
             return str(answer.read().decode())
 
     def close(self) -> None:
