@@ -335,6 +335,8 @@ PEAKS = {
     "zookeeper": (75_800, 80_100, 83_200),
 }
 """Bytes for one acquire and release, at the same time."""
+TRACED = 5_000
+"""Those of whoever measures coverage."""
 WAITING = {
     "memory": [],
     "file": ["distlock-flock"],
@@ -419,7 +421,7 @@ def test_nothing_is_kept_of_a_lock_and_no_thread_started_for_it(
     # not half of that.
     # Python 3.10 keeps a cache for each function that has run 1,024 times, which may be any of these.
     assert kept < COUNTED / 2 or sys.version_info < (3, 11)
-    assert peak <= 1.5 * PEAKS[place][COLOURS.index(colour)]
+    assert peak <= 1.5 * PEAKS[place][COLOURS.index(colour)] + TRACED
     assert len([name for name in started if name != IDLE_FILES and not is_worker(name)]) < COUNTED / 2
 
 
