@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from distlock import DistLockError, Lease, Manager
+from distlock import DistLockError, Lease, Manager, _manager
 from distlock.backends.base import SyncBackend
 from distlock.backends.redis._backend import RedisBackend
 from distlock.backends.redis.redlock._backend import RedlockBackend
@@ -114,7 +114,9 @@ class Client:
         with self.running():
             self.backend = make(self)
             self.manager = Manager(self.backend, op_timeout=OP_TIMEOUT)
+        # It is none of the process that runs the tests: nothing there may find it open, or close it at the end.
         self.manager._finalizer.detach()
+        _manager._managers.discard(self.manager)
 
     def next_name(self) -> str:
         return f"{self.name}.{next(self._names)}"
