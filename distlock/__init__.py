@@ -1,5 +1,6 @@
 """Distributed locks that never lie about who holds what: Redis, etcd, ZooKeeper, and this machine."""
 
+from ._default import configure, lock, locked
 from ._errors import (
     AcquireTimeout,
     BackendError,
@@ -7,14 +8,19 @@ from ._errors import (
     ConfigurationError,
     Deadlock,
     DistLockError,
+    IdempotencyError,
+    IdempotencyMismatch,
+    InProgress,
     InvalidKey,
     LockLost,
     NotHeld,
+    ReplayedError,
+    ResultUnavailable,
     Unsupported,
 )
 from ._lease import AsyncLease, Lease, current
 from ._lock import Lock
-from ._manager import Manager, configure, connect, lock, locked
+from ._manager import Manager, connect
 from ._types import Fault, Guarantees, Holder, Inspection, LeaseState, Waiter
 
 __all__ = (
@@ -28,6 +34,9 @@ __all__ = (
     "Fault",
     "Guarantees",
     "Holder",
+    "IdempotencyError",
+    "IdempotencyMismatch",
+    "InProgress",
     "Inspection",
     "InvalidKey",
     "Lease",
@@ -36,6 +45,8 @@ __all__ = (
     "LockLost",
     "Manager",
     "NotHeld",
+    "ReplayedError",
+    "ResultUnavailable",
     "Unsupported",
     "Waiter",
     "configure",

@@ -10,6 +10,11 @@
     ├── Unsupported                                  the backend cannot do what was asked
     ├── ConfigurationError   (also ValueError)       a URL, an option or a missing package
     ├── InvalidKey           (also ValueError)       not a usable lock name
+    ├── IdempotencyError                             of work that is to be done once
+    │   ├── InProgress       (also AcquireTimeout)   someone else is at it, and was not done within `timeout`
+    │   ├── IdempotencyMismatch (also ValueError)    the key was used for another request
+    │   ├── ReplayedError                            it was done, and failed; the error was kept
+    │   └── ResultUnavailable                        it was done, but there is no result to give
     └── BackendError                                 the store answered with an error
         └── BackendUnavailable (also ConnectionError)  the store did not answer
 
@@ -32,9 +37,14 @@ __all__ = (
     "ConfigurationError",
     "Deadlock",
     "DistLockError",
+    "IdempotencyError",
+    "IdempotencyMismatch",
+    "InProgress",
     "InvalidKey",
     "LockLost",
     "NotHeld",
+    "ReplayedError",
+    "ResultUnavailable",
     "Unsupported",
     "add_note",
 )
@@ -90,6 +100,37 @@ class ConfigurationError(DistLockError, ValueError):
 
 class InvalidKey(DistLockError, ValueError):
     """Not a lock name: any non-empty ``str`` of at most 512 bytes of UTF-8 is one."""
+
+
+class IdempotencyError(DistLockError):
+    """Of work that is to be done once (`distlock.idempotency`)."""
+
+
+class InProgress(IdempotencyError, AcquireTimeout):
+    """Someone else is at the work, and was not done with it in time. ``holder`` says who, where the backend knows."""
+
+    retry_after: float | None = None
+    """Seconds after which the store would let someone else try, if that one died; None: not known."""
+
+
+class IdempotencyMismatch(IdempotencyError, ValueError):
+    """The key was used for a request with another fingerprint: each request needs a key of its own."""
+
+
+class ReplayedError(IdempotencyError):
+    """The work was done before and failed, with an error that was to be kept. Nothing was done now."""
+
+    type: str = ""
+    """The name of the error's class, with its module."""
+    message: str = ""
+    """What it said."""
+
+
+class ResultUnavailable(IdempotencyError):
+    """The work was done, and is not done again; but its result could not be stored, or not yet, or not be read."""
+
+    result: object = None
+    """What the work gave, if it was this very call that did it."""
 
 
 class BackendError(DistLockError):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import enum
 import functools
-import inspect
-import string
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ._errors import ConfigurationError
 from ._lease import AsyncLease, BaseLease, Lease, blocks, no_cancelling
 from ._options import Options, check_key, check_timeout
+from ._wrapping import check_decoratable, finished, is_async, key_by
 
 if TYPE_CHECKING:
     from ._manager import Manager
@@ -134,28 +131,15 @@ def locked_by(make: Callable[[str], Lock], template: str) -> Callable[[F], F]:
     """A decorator whose key is ``template`` filled in with the arguments of each call."""
 
     def decorate(function: F) -> F:
-        _check_decoratable(function)
-        try:
-            signature = inspect.signature(function)
-        except ValueError as error:
-            raise TypeError(
-                f"{error}, so that a key cannot be filled in from its arguments; wrap it in a def"
-            ) from None
-        _check_template(template, signature, getattr(function, "__qualname__", repr(function)))
-
-        def lock_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lock:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return make(template.format(**bound.arguments))
-
-        return _wrapped(function, lock_of)
+        key_of = key_by(template, function)
+        return _wrapped(function, lambda args, kwargs: make(key_of(args, kwargs)))
 
     return decorate
 
 
 def _wrapped(function: F, lock_of: Callable[[tuple[Any, ...], Mapping[str, Any]], Lock]) -> F:
-    _check_decoratable(function)
-    if any(inspect.iscoroutinefunction(each) for each in _bodies(function)):
+    check_decoratable(function)
+    if is_async(function):
 
         @functools.wraps(function)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
@@ -167,58 +151,6 @@ def _wrapped(function: F, lock_of: Callable[[tuple[Any, ...], Mapping[str, Any]]
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         with lock_of(args, kwargs):
-            return _finished(function(*args, **kwargs), function)
+            return finished(function(*args, **kwargs), function)
 
     return call  # type: ignore[return-value]
-
-
-def _check_decoratable(function: object) -> None:
-    if isinstance(function, (staticmethod, classmethod, property)):
-        raise TypeError(f"put the lock below @{type(function).__name__}, next to the def")
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(f"a lock decorates functions and coroutine functions, not {function!r}")
-    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in _bodies(function)):
-        raise _unfinished(function, "is a generator")
-
-
-def _bodies(function: Any) -> tuple[Any, ...]:
-    """The function, and what an object of a class with ``__call__`` runs."""
-    return function, getattr(type(function), "__call__", None)  # noqa: B004 - the method itself
-
-
-def _finished(result: Any, function: object) -> Any:
-    """``result``, unless the work has only begun: a wrapper around a coroutine function, for one, hides what it is."""
-    if isinstance(result, (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)):
-        if not isinstance(result, types.AsyncGeneratorType):
-            result.close()
-        raise _unfinished(function, f"returned a {type(result).__name__}")
-    return result
-
-
-def _unfinished(function: object, what: str) -> TypeError:
-    return TypeError(
-        f"{getattr(function, '__qualname__', function)} {what}: its body runs after the call has returned,"
-        " and would run without the lock. Take the lock inside it with a with block, or decorate the inner function"
-    )
-
-
-def _check_template(template: str, signature: inspect.Signature, name: str) -> None:
-    if not isinstance(template, str):
-        raise ConfigurationError(f"the key of {name} must be a str, not {template!r}")
-    try:
-        fields = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigurationError(f"the key template {template!r} of {name} does not parse: {error}") from None
-    for _, field, spec, _ in fields:
-        if field is None:
-            continue
-        parameter = field.split(".")[0].split("[")[0]
-        if parameter not in signature.parameters:
-            known = ", ".join(signature.parameters) or "none"
-            raise ConfigurationError(
-                f"the key template {template!r} names {parameter!r}, which is no parameter of {name} (it has: {known})"
-            )
-        if spec:
-            _check_template(spec, signature, name)
-    if not template:
-        raise ConfigurationError(f"the key template of {name} is empty")

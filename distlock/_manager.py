@@ -24,12 +24,17 @@ from ._core.watchdog import Watchdog
 from ._errors import Deadlock, DistLockError, Unsupported
 from ._lease import AsyncLease, BaseLease, Lease, blocks
 from ._lock import F, Lock, locked_by
+from ._once.decorator import idempotent_by
+from ._once.recipe import Once
+from ._once.records import JSON, Serializer
+from ._once.results import Results
+from ._once.terms import LARGEST, Terms
 from ._open import open_backend
 from ._options import Options, WhenLost, check_key
-from ._types import Busy, Claim, Grant, Guarantees, Inspection, LeaseState
+from ._types import Busy, Claim, Done, Grant, Guarantees, Inspection, LeaseState
 from .backends.base import AsyncBackend, SyncBackend
 
-__all__ = ("Manager", "configure", "connect", "lock", "locked")
+__all__ = ("Manager", "connect")
 
 log = logging.getLogger("distlock")
 
@@ -49,6 +54,8 @@ class Manager:
         self._backend = backend
         self._op_timeout = op_timeout
         self._closed = False
+        self._opening = threading.Lock()
+        self._results: Manager | None = None
         self._watchdog = Watchdog(backend, op_timeout)
         backend.on_loss = self._watchdog.hurry
         self._line = self._line_over(Immediate(backend), SyncRuntime())
@@ -103,6 +110,57 @@ class Manager:
         self._check_supported(template, options)
         return locked_by(lambda key: Lock(lambda: self, key, options), template)
 
+    def once(
+        self,
+        key: str,
+        *,
+        ttl: float,
+        timeout: float | None = None,
+        lease: float = 30.0,
+        fingerprint: Any = None,
+        serializer: Serializer = JSON,
+        limit: int = LARGEST,
+        store_errors: type[Exception] | tuple[type[Exception], ...] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Once:
+        """The recipe of work that is to be done once. See `distlock.idempotency.once` for the options."""
+        terms = Terms(ttl, timeout, lease, fingerprint, serializer, limit, store_errors, metadata)  # type: ignore[arg-type]
+        self.results_manager()  # says now if there is none
+        return Once(self.results_manager, key, terms)
+
+    def idempotent(
+        self,
+        template: str | None = None,
+        *,
+        ttl: float,
+        timeout: float | None = None,
+        lease: float = 30.0,
+        fingerprint: Callable[..., Any] | None = None,
+        serializer: Serializer = JSON,
+        limit: int = LARGEST,
+        store_errors: type[Exception] | tuple[type[Exception], ...] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Callable[[F], F]:
+        """A decorator: calls with the same key are done once. See `distlock.idempotency.idempotent`."""
+        terms = Terms(ttl, timeout, lease, None, serializer, limit, store_errors, metadata)  # type: ignore[arg-type]
+        self.results_manager()
+        return idempotent_by(lambda key, about: Once(self.results_manager, key, about), template, terms, fingerprint)
+
+    @property
+    def results(self) -> Results:
+        """What is known of work that is done once: to look at, and to forget. `Unsupported` where none is kept."""
+        manager = self.results_manager()
+        return Results(lambda: manager._line, manager._async_line)
+
+    def results_manager(self) -> Manager:
+        """The manager of the claims on such work, which has the store beside this one to itself."""
+        with self._opening:
+            if self._closed:
+                raise self._closed_error(None)
+            if self._results is None:
+                self._results = Manager(self._backend.results(), op_timeout=self._op_timeout)
+            return self._results
+
     def inspect(self, key: str) -> Inspection:
         """Who holds ``key`` and who waits for it, in order."""
         return drive(self._line.backend.inspect(check_key(key), now() + self._op_timeout))
@@ -142,33 +200,41 @@ class Manager:
         log.warning("the lease of %r (token %d) was %s [%s]", key, token, what, self.address)
         return found
 
-    # What `Lock` calls.
+    # What `Lock` and `Once` call.
 
     def acquire(self, key: str, options: Options) -> Lease:
         """Waits as long as ``options.timeout`` says."""
-        outcome = self._acquire(key, options, wait=options.timeout != 0)
-        if isinstance(outcome, Busy):
-            raise timed_out(outcome, 0.0, self.address)
-        return outcome
+        outcome = self.attempt(key, options)
+        if isinstance(outcome, Lease):
+            return outcome
+        raise _refused(outcome, self.address)
 
     def try_acquire(self, key: str, options: Options) -> Lease | None:
         """One attempt."""
         outcome = self._acquire(key, options, wait=False)
-        return None if isinstance(outcome, Busy) else outcome
+        return outcome if isinstance(outcome, Lease) else None
+
+    def attempt(self, key: str, options: Options) -> Lease | Busy | Done:
+        """What came of waiting as long as ``options.timeout`` says; `AcquireTimeout` if that was for something."""
+        return self._acquire(key, options, wait=options.timeout != 0)
 
     async def acquire_async(self, key: str, options: Options) -> AsyncLease:
         """`acquire` in an event loop."""
-        outcome = await self._acquire_async(key, options, wait=options.timeout != 0)
-        if isinstance(outcome, Busy):
-            raise timed_out(outcome, 0.0, self.address)
-        return outcome
+        outcome = await self.attempt_async(key, options)
+        if isinstance(outcome, AsyncLease):
+            return outcome
+        raise _refused(outcome, self.address)
 
     async def try_acquire_async(self, key: str, options: Options) -> AsyncLease | None:
         """`try_acquire` in an event loop."""
         outcome = await self._acquire_async(key, options, wait=False)
-        return None if isinstance(outcome, Busy) else outcome
+        return outcome if isinstance(outcome, AsyncLease) else None
 
-    def _acquire(self, key: str, options: Options, *, wait: bool) -> Lease | Busy:
+    async def attempt_async(self, key: str, options: Options) -> AsyncLease | Busy | Done:
+        """`attempt` in an event loop."""
+        return await self._acquire_async(key, options, wait=options.timeout != 0)
+
+    def _acquire(self, key: str, options: Options, *, wait: bool) -> Lease | Busy | Done:
         actor = current_actor()
         when_lost = options.when_lost or "raise"
         hold = self._re_entered(key, options, actor, wait)
@@ -177,7 +243,7 @@ class Manager:
         claim = self._claim(key, options, actor, wait)
         try:
             outcome = acquire_sync(self._line, self._backend, claim, _deadline(options))
-            if isinstance(outcome, Busy):
+            if not isinstance(outcome, Grant):
                 return outcome
             return Lease(self._kept(outcome, options, actor), self._line, when_lost, self)
         except (DistLockError, ValueError):
@@ -186,7 +252,7 @@ class Manager:
             self._watchdog.give_up(claim)
             raise
 
-    async def _acquire_async(self, key: str, options: Options, *, wait: bool) -> AsyncLease | Busy:
+    async def _acquire_async(self, key: str, options: Options, *, wait: bool) -> AsyncLease | Busy | Done:
         actor = current_actor()
         when_lost = options.when_lost or "cancel"
         line = self._async_line()
@@ -194,7 +260,7 @@ class Manager:
         if hold is not None:
             return AsyncLease(hold, line, when_lost, self)
         outcome = await acquire(line, self._claim(key, options, actor, wait), _deadline(options))
-        if isinstance(outcome, Busy):
+        if not isinstance(outcome, Grant):
             return outcome
         return AsyncLease(self._kept(outcome, options, actor), line, when_lost, self)
 
@@ -206,7 +272,7 @@ class Manager:
         renewed = options.renew and options.max_hold is None
         return Claim(_who.new_claim_id(), key, options.ttl, wait, options.owner, by_owner, about, renewed)
 
-    def _closed_error(self, key: str) -> DistLockError:
+    def _closed_error(self, key: str | None) -> DistLockError:
         return DistLockError(f"this manager was closed [{self.address}]", key=key, backend=self.address)
 
     def _kept(self, grant: Grant, options: Options, actor: object) -> Hold:
@@ -287,8 +353,11 @@ class Manager:
         """
         if self._closed:
             return
-        self._closed = True
+        with self._opening:
+            self._closed = True
         self._finalizer.detach()
+        if self._results is not None:
+            self._results.close()
         for hold in self._watchdog.holds:
             hold.lose("its manager was closed")
         self._watchdog.close()
@@ -300,6 +369,8 @@ class Manager:
 
         line = self._lines.pop(current_loop(), None)
         with CancelScope(shield=True):  # as long as `close` may take: what is cancelled must let its locks go too
+            if self._results is not None:
+                await self._results.aclose()
             await run_sync(self.close)
             if line is not None:
                 await line.backend.aclose()
@@ -322,11 +393,17 @@ class Manager:
         return f"<distlock.Manager {self.address}{' closed' if self._closed else ''}>"
 
     def _after_fork(self) -> None:
+        self._opening = threading.Lock()
         self._watchdog.after_fork()
         self._backend.after_fork()
         # Kept: transports that are collected unregister their sockets, and an epoll instance is the parent's too.
         _inherited.append(dict(self._lines))
         self._lines = weakref.WeakKeyDictionary()
+
+
+def _refused(outcome: Busy | Done, address: str) -> DistLockError:
+    assert isinstance(outcome, Busy), "only a store of results says that it is done"
+    return timed_out(outcome, 0.0, address)
 
 
 def _check_token(token: int) -> int:
@@ -357,89 +434,7 @@ def connect(target: Any, *, namespace: str | None = None, op_timeout: float = 5.
     return Manager(open_backend(target, namespace, op_timeout), op_timeout=op_timeout)
 
 
-_default: Manager | None = None
-_default_lock = threading.Lock()
-
-
-def configure(target: Any, *, namespace: str | None = None, op_timeout: float = 5.0) -> None:
-    """What the bare `lock` uses from now on; open leases stay with what they were acquired from."""
-    global _default
-    manager = connect(target, namespace=namespace, op_timeout=op_timeout)
-    with _default_lock:
-        _default = manager
-
-
-def default_manager() -> Manager:
-    """The configured one, else of ``DISTLOCK_URL``, else the files of this machine."""
-    global _default
-    manager = _default
-    if manager is None:
-        with _default_lock:
-            manager = _default
-            if manager is None:
-                url = os.environ.get("DISTLOCK_URL")
-                if not url:
-                    url = "file://"
-                manager = _default = connect(url)
-                if url == "file://":
-                    log.warning(
-                        "distlock is not configured: locks are files (%s) and keep out programs of this user on this"
-                        " machine only; set DISTLOCK_URL or call distlock.configure()",
-                        manager.address,
-                    )
-    return manager
-
-
-def lock(
-    key: str,
-    *,
-    ttl: float = 30.0,
-    timeout: float | None = None,
-    renew: bool = True,
-    max_hold: float | None = None,
-    reentrant: bool = False,
-    owner: str | None = None,
-    when_lost: WhenLost | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> Lock:
-    """The recipe of a lock named ``key``, in the store of `configure` or ``DISTLOCK_URL``.
-
-    ``ttl``: seconds after which the store frees it if nobody renews it. ``timeout``: seconds to wait for it
-    (None: for ever, 0: try once), for the whole call. ``renew``: keep it alive until it is released.
-    ``max_hold``: seconds after which renewal stops. ``reentrant``: the same thread or task, or the same
-    ``owner`` anywhere, may enter it again. ``when_lost``: what a block does if the lease is lost inside it:
-    ``"raise"`` at its end (default of ``with``), ``"cancel"`` the body at its next checkpoint (default of
-    ``async with``), ``"warn"`` in the log. ``metadata``: shown to whoever waits or inspects.
-
-    Raises `ValueError` for values out of range, before any I/O.
-    """
-    return Lock(default_manager, key, Options(ttl, timeout, renew, max_hold, reentrant, owner, when_lost, metadata))
-
-
-def locked(
-    template: str,
-    *,
-    ttl: float = 30.0,
-    timeout: float | None = None,
-    renew: bool = True,
-    max_hold: float | None = None,
-    reentrant: bool = False,
-    owner: str | None = None,
-    when_lost: WhenLost | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> Callable[[F], F]:
-    """Decorates a function or coroutine function: each call holds the lock whose key is ``template`` filled in
-    with its arguments, as in ``@locked("orders:{order.id}")``. The options are those of `lock`.
-
-    A template that names no parameter of the function is a `ConfigurationError` when it is decorated.
-    """
-    options = Options(ttl, timeout, renew, max_hold, reentrant, owner, when_lost, metadata)
-    return locked_by(lambda key: Lock(default_manager, key, options), template)
-
-
 def _after_fork_in_child() -> None:
-    global _default_lock
-    _default_lock = threading.Lock()
     blocks.after_fork()
     Hold.after_fork()
     _who.after_fork()

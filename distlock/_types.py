@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 __all__ = (
     "Busy",
     "Claim",
+    "Done",
     "Fault",
     "Grant",
     "Guarantees",
@@ -120,6 +121,19 @@ class Grant(NamedTuple):
     until: float | None = None
     """Of a store whose sessions have a length of their own: the end of the ttl, if ``deadline`` may be sooner and is to
     be moved by renewing, even for a lock that is not to be renewed beyond its ttl."""
+
+
+class Done(NamedTuple):
+    """There is nothing to hold: the work under this key was completed, and its record is kept."""
+
+    claim: Claim
+    """Who asked. Nothing of it is left in the store."""
+    record: bytes
+    """As it was given to `SyncBackend.complete`."""
+    expires_in: float | None = None
+    """Seconds for which the store keeps it from now on."""
+    in_flight: bool = False
+    """As in `Grant`; it comes to nothing for as long as the record is kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import distlock
-from distlock.backends.base import BackendError, Busy, Claim, Grant, LeaseState, Renewal, now, proven_until
+from distlock.backends.base import BackendError, Busy, Claim, Done, Grant, LeaseState, Renewal, now, proven_until
 from distlock.backends.memory import MemoryBackend, _Lock
 from distlock.testing.torture import Held, Plan
 from distlock.testing.torture._party import Distlock
@@ -84,9 +84,9 @@ class NoOwnerCheck(MemoryBackend):
 class CountsFromReply(MemoryBackend):
     """Every second grant is answered late, and counts from then."""
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         outcome = super().acquire(claim, deadline)
-        if isinstance(outcome, Busy) or outcome.token % 2 == 0:
+        if not isinstance(outcome, Grant) or outcome.token % 2 == 0:
             return outcome
         time.sleep(0.8 * claim.ttl)
         return outcome._replace(deadline=proven_until(now(), claim.ttl))
@@ -95,9 +95,11 @@ class CountsFromReply(MemoryBackend):
 class CountsTooMuch(MemoryBackend):
     """The holder believes to have it for three times as long."""
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         outcome = super().acquire(claim, deadline)
-        return outcome if isinstance(outcome, Busy) else outcome._replace(deadline=outcome.deadline + 2 * claim.ttl)
+        return (
+            outcome if not isinstance(outcome, Grant) else outcome._replace(deadline=outcome.deadline + 2 * claim.ttl)
+        )
 
 
 class ForgetsRenewals(MemoryBackend):
@@ -205,7 +207,7 @@ class Forgetful(MemoryBackend):
 class Dawdles(MemoryBackend):
     """Says "busy" when two seconds are over."""
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         outcome = super().acquire(claim, deadline)
         if isinstance(outcome, Busy):
             time.sleep(2.0)
@@ -219,7 +221,7 @@ class Hangs(MemoryBackend):
         super().__init__()
         self._answers: Iterator[int] = itertools.count(1)
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         if next(self._answers) == 20:
             threading.Event().wait()
         return super().acquire(claim, deadline)
@@ -232,7 +234,7 @@ class Fails(MemoryBackend):
         super().__init__()
         self._answers: Iterator[int] = itertools.count(1)
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         if next(self._answers) % 10 == 0:
             raise BackendError("out of order", key=claim.key, backend=self.address)
         return super().acquire(claim, deadline)

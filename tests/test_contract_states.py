@@ -23,7 +23,7 @@ from hypothesis.strategies import DataObject, booleans, data, sampled_from
 import distlock
 from distlock import BackendError, LeaseState
 from distlock._who import new_claim_id
-from distlock.backends.base import PROVISIONAL, Busy, Claim, Grant, Subscription, SyncBackend, now
+from distlock.backends.base import PROVISIONAL, Busy, Claim, Done, Grant, Subscription, SyncBackend, now
 
 TTL = 60.0
 """Longer than any of this takes: nothing here ends by itself."""
@@ -61,7 +61,9 @@ class Requests(RuleBasedStateMachine):
         return claim.key.removeprefix(self.prefix)
 
     def ask(self, claim: Claim) -> Grant | Busy:
-        return self.backend.acquire(claim, now() + SOON)
+        outcome = self.backend.acquire(claim, now() + SOON)
+        assert not isinstance(outcome, Done)
+        return outcome
 
     def entered(self, key: str, outcome: Grant | Busy) -> None:
         assert isinstance(outcome, Grant)

@@ -40,7 +40,7 @@ def locks() -> Iterator[Manager]:
 
 @pytest.fixture
 def default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distlock._manager._default", None)
+    monkeypatch.setattr("distlock._default._default", None)
 
 
 # Recipes and decorators.

@@ -11,7 +11,7 @@ import pytest
 
 from distlock import AcquireTimeout, BackendUnavailable, Manager, Unsupported
 from distlock._core import acquire as core
-from distlock.backends.base import Busy, Claim, Grant, Renewal, Subscription, Wake, now
+from distlock.backends.base import Busy, Claim, Done, Grant, Renewal, Subscription, Wake, now
 from distlock.backends.memory import MemoryBackend
 from distlock.testing import Store, World, case
 
@@ -32,7 +32,7 @@ class Counting(MemoryBackend):
         self.deaf = False
         self._count = threading.Lock()
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         with self._count:
             self.asked[claim.id] = self.asked.get(claim.id, 0) + 1
             self.asking += 1

@@ -32,7 +32,7 @@ CONTRACT = f"{FOUNDATION} instrumentation backends.base"
 SHARED = (  # by stores of one shape
     "backends._clerk backends._dice backends._placed backends._places backends._records backends._urls"
 )
-RECIPES = f"{CONTRACT} _options _core _lock _lease"
+RECIPES = f"{CONTRACT} _options _wrapping _core _lock _lease"
 # A module belongs to the layer with its name or the longest dotted prefix of it. Drivers stand beside
 # the one layer that may know them. A new module at the top must be placed here.
 LAYERS = {
@@ -59,19 +59,24 @@ LAYERS = {
     "_who": layer(f"{FOUNDATION} _core"),
     "_lease": layer(RECIPES, "anyio"),
     "_lock": layer(RECIPES, "anyio"),
-    "_manager": layer(f"{RECIPES} _open _who", "anyio"),
-    "": layer(f"{RECIPES} _manager"),  # distlock/__init__.py
+    "_wrapping": layer(FOUNDATION),
+    "_once": layer(RECIPES),
+    "_manager": layer(f"{RECIPES} _once _open _who", "anyio"),
+    "_default": layer(f"{RECIPES} _once _manager"),
+    "": layer(f"{RECIPES} _manager _default"),  # distlock/__init__.py
     "bench": layer(
         f"{RECIPES} _open _manager testing {ANY_BACKEND}", "anyio grpc kazoo matplotlib psutil redis rich sqlalchemy"
     ),
     "cli": layer(f"{RECIPES} _open _manager bench testing", "typer rich anyio"),
     "__main__": layer("cli"),
     "contrib": layer("", "anyio"),
-    "idempotency": layer("", "anyio"),
-    "testing": layer(f"{RECIPES} _open _who _manager {ANY_BACKEND}", "anyio pytest trio hypothesis redis rich"),
+    "idempotency": layer(f"{FOUNDATION} _once _default"),
+    "testing": layer(
+        f"{RECIPES} _open _who _manager _default idempotency {ANY_BACKEND}", "anyio pytest trio hypothesis redis rich"
+    ),
 }
 # What stands above the library uses it as everyone does: `from distlock import ...`.
-USERS = {"bench", "cli", "contrib", "idempotency", "testing"}
+USERS = {"bench", "cli", "contrib", "testing"}
 
 
 def layer_of(module: str) -> str | None:

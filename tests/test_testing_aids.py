@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import distlock
-from distlock import LeaseState, LockLost, NotHeld, _manager
+from distlock import LeaseState, LockLost, NotHeld, _default
 from distlock.testing import in_memory, lose
 from distlock.testing.colours import PATIENCE
 
@@ -51,11 +51,11 @@ def test_each_is_fresh():
 @pytest.mark.parametrize("configured", [True, False])
 def test_what_was_configured_is_back_afterwards(monkeypatch, configured):
     with distlock.connect("memory://") as manager:
-        monkeypatch.setattr(_manager, "_default", manager if configured else None)
+        monkeypatch.setattr(_default, "_default", manager if configured else None)
         with suppress(ZeroDivisionError), in_memory():
             distlock.configure("memory://another")
             raise ZeroDivisionError
-        assert _manager._default is (manager if configured else None)
+        assert _default._default is (manager if configured else None)
 
 
 def test_a_lease_that_was_left_open_is_named_and_lost():

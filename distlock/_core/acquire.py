@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .._clock import now
 from .._errors import AcquireTimeout, BackendError, BackendUnavailable
-from ..backends.base import AsyncBackend, Busy, Claim, Grant, SyncBackend
+from ..backends.base import AsyncBackend, Busy, Claim, Done, Grant, SyncBackend
 from .drive import drive
 from .runtime import Runtime
 
@@ -36,7 +36,7 @@ class Line:
     """Takes over what could not be withdrawn in time; never blocks."""
 
 
-def acquire_sync(line: Line, backend: SyncBackend, claim: Claim, deadline: float) -> Grant | Busy:
+def acquire_sync(line: Line, backend: SyncBackend, claim: Claim, deadline: float) -> Grant | Busy | Done:
     """`acquire` in a thread; ``line`` leads to ``backend``.
 
     The first answer, which most often is the grant, takes nothing of what is there for all others.
@@ -55,11 +55,11 @@ class First(NamedTuple):
     """What came of asking once."""
 
     asked_at: float
-    outcome: Grant | Busy | BaseException
+    outcome: Grant | Busy | Done | BaseException
 
 
-async def acquire(line: Line, claim: Claim, deadline: float, first: First | None = None) -> Grant | Busy:
-    """The grant of ``claim``; `Busy` if it does not wait; `AcquireTimeout` at ``deadline``.
+async def acquire(line: Line, claim: Claim, deadline: float, first: First | None = None) -> Grant | Busy | Done:
+    """The grant of ``claim``; `Busy` if it does not wait; `AcquireTimeout` at ``deadline``; `Done` of results.
 
     However it ends otherwise (an outage, a cancellation, Ctrl-C), the claim is withdrawn. ``first``: it was asked for
     once already, with this result.
@@ -68,7 +68,7 @@ async def acquire(line: Line, claim: Claim, deadline: float, first: First | None
     del first
     try:
         outcome = await asker.ask()
-        if isinstance(outcome, Grant):
+        if not isinstance(outcome, Busy):
             return outcome
         if not claim.wait:
             if asker.in_flight:  # an earlier request may find the lock free yet, and nobody there to hold it
@@ -86,12 +86,12 @@ async def acquire(line: Line, claim: Claim, deadline: float, first: First | None
         raise
 
 
-async def _wait(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant:
+async def _wait(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant | Done:
     started = now()
     try:
         while True:
             outcome = await _grant(line, asker, busy, deadline)
-            if isinstance(outcome, Grant):
+            if not isinstance(outcome, Busy):
                 return outcome
             busy = outcome
     except BackendUnavailable as error:
@@ -101,7 +101,7 @@ async def _wait(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant
         raise timed_out(asker.busy or busy, now() - started, line.address) from error
 
 
-async def _grant(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant | Busy:
+async def _grant(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Grant | Busy | Done:
     started = now()
     signal = line.runtime.signal()
     subscription = await line.backend.watch(busy, signal.set, min(deadline, now() + line.op_timeout))
@@ -117,7 +117,7 @@ async def _grant(line: Line, asker: _Asker, busy: Busy, deadline: float) -> Gran
                 return asker.late(grant)
             had = asker.grants
             outcome = await asker.ask()
-            if isinstance(outcome, Grant) or asker.grants != had:  # who had it for a moment is watched for no more
+            if not isinstance(outcome, Busy) or asker.grants != had:  # who had it for a moment is watched for no more
                 return outcome
             busy = outcome
             await line.runtime.signal().wait(min(deadline, now() + CALM))
@@ -160,7 +160,7 @@ class _Asker:
         """True unless the store certainly knows nothing of the claim."""
         return self.busy is not None or self.in_flight or self.grants > 0
 
-    async def ask(self) -> Grant | Busy:
+    async def ask(self) -> Grant | Busy | Done:
         """One answer. A lease that is over when it comes is of no use: the store is asked once more.
 
         It confirms the grant or makes another. If that one is over too, the ttl is shorter than answers take.
@@ -171,7 +171,7 @@ class _Asker:
             outcome = await self._ask()
         return outcome
 
-    async def _ask(self) -> Grant | Busy:
+    async def _ask(self) -> Grant | Busy | Done:
         """One answer, whatever it is worth.
 
         A store that cannot be reached at first is an error at once. One that broke off after it may have
@@ -198,14 +198,13 @@ class _Asker:
         self.in_flight = unknown_before or outcome.in_flight
         if isinstance(outcome, Busy):
             self.busy = outcome
-            return outcome
-        return self.late(outcome)
+        return self.late(outcome) if isinstance(outcome, Grant) else outcome
 
     def late(self, grant: Grant) -> Grant:
         """The grant, which says so if a request for it may be on its way."""
         return grant._replace(in_flight=True) if self.in_flight else grant
 
-    def _recall(self, first: First) -> Grant | Busy:
+    def _recall(self, first: First) -> Grant | Busy | Done:
         self._first = None
         try:
             if isinstance(first.outcome, BaseException):

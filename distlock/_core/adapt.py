@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..backends.base import Busy, Claim, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
+from ..backends.base import Busy, Claim, Done, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
 
 __all__ = ("Immediate",)
 
@@ -19,7 +19,7 @@ class Immediate:
     def __init__(self, backend: SyncBackend) -> None:
         self._sync = backend
 
-    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         return self._sync.acquire(claim, deadline)
 
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
@@ -42,6 +42,18 @@ class Immediate:
 
     async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]:
         return tuple(self._sync.list(prefix, deadline))
+
+    async def complete(self, grant: Grant, record: bytes, keep: float, deadline: float) -> bool:
+        return self._sync.complete(grant, record, keep, deadline)
+
+    async def recorded(self, key: str, deadline: float) -> tuple[bytes, float | None] | None:
+        return self._sync.recorded(key, deadline)
+
+    async def forget(self, key: str, deadline: float) -> bool:
+        return self._sync.forget(key, deadline)
+
+    async def records(self, prefix: str, deadline: float) -> Sequence[str]:
+        return tuple(self._sync.records(prefix, deadline))
 
     async def aclose(self) -> None:
         pass

@@ -46,6 +46,7 @@ class Hold:
         "reason",
         "renew",
         "renew_at",
+        "saving",
     )
 
     # One for all, as it is held for a few steps and each would weigh on its hold. Taken by a lease's finalizer too,
@@ -81,6 +82,8 @@ class Hold:
         """Leases on it. 0: nobody enters it any more."""
         self.doubtful: bool = False
         self.giving_up: bool = False
+        self.saving: bool = False
+        """Its work is being completed, which ends it: until that is known it is kept alive."""
         self.reason: str = ""
         self.ended: LeaseState | None = None
         """Known to be over, whatever the clock says."""
@@ -245,8 +248,15 @@ class Hold:
             self.renew, self.renew_at = False, math.inf
 
     def vanished(self) -> None:
-        """The store does not have it. If we are just giving it up, that is why."""
-        if not self.giving_up:
+        """The store does not have it. If we are just giving it up or completing it, that is why."""
+        if not (self.giving_up or self.saving):
+            self.lose(GONE)
+
+    def completed(self, ours: bool) -> None:
+        """The outcome of completing its work is known."""
+        if ours:
+            self.finish()
+        else:
             self.lose(GONE)
 
     def finish(self) -> None:

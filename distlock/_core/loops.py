@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 
 from .._clock import now, seconds_left
 from .._errors import BackendUnavailable
-from ..backends.base import Busy, Claim, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
+from ..backends.base import Busy, Claim, Done, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
 from .actor import poster
 from .runtime import NO_SHIELD, Signal
 
@@ -75,10 +75,10 @@ class Threaded:
         self._asking = anyio.CapacityLimiter(32)
         self._giving = anyio.CapacityLimiter(8)
 
-    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         abandoned: list[bool] = []
 
-        def call() -> Grant | Busy:
+        def call() -> Grant | Busy | Done:
             outcome = self._sync.acquire(claim, deadline)
             # The caller has withdrawn already, perhaps before this came to pass. It cannot have asked again: who was
             # cancelled does not, and a call that overran its deadline has used up the time for another.
@@ -135,6 +135,18 @@ class Threaded:
     async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]:
         # Many requests, each of which bounds itself.
         return await run_sync(lambda: tuple(self._sync.list(prefix, deadline)), limiter=self._asking)
+
+    async def complete(self, grant: Grant, record: bytes, keep: float, deadline: float) -> bool:
+        return await self._run(lambda: self._sync.complete(grant, record, keep, deadline), self._giving, deadline)
+
+    async def recorded(self, key: str, deadline: float) -> tuple[bytes, float | None] | None:
+        return await self._run(lambda: self._sync.recorded(key, deadline), self._asking, deadline)
+
+    async def forget(self, key: str, deadline: float) -> bool:
+        return await self._run(lambda: self._sync.forget(key, deadline), self._asking, deadline)
+
+    async def records(self, prefix: str, deadline: float) -> Sequence[str]:
+        return await run_sync(lambda: tuple(self._sync.records(prefix, deadline)), limiter=self._asking)
 
     async def aclose(self) -> None:
         pass

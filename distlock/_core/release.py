@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from .._clock import now
 from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, Unsupported
 from .._types import LeaseState
-from ..backends.base import SyncBackend, proven_until
+from ..backends.base import AsyncResults, SyncBackend, proven_until
 from .acquire import Line
 from .hold import GONE, Hold
 from .watchdog import Watchdog
 
-__all__ = ("ensure_held", "extend", "lost", "release", "release_sync")
+__all__ = ("complete", "ensure_held", "extend", "lost", "release", "release_sync", "results")
 
 
 def lost(hold: Hold, address: str) -> LockLost:
@@ -131,3 +133,30 @@ async def extend(line: Line, hold: Hold, ttl: float, watchdog: Watchdog) -> None
             sent=True,
         )
     ensure_held(hold, 0.0, line.address)
+
+
+def results(line: Line) -> AsyncResults:
+    """The store that a line leads to, which is one of results."""
+    return cast("AsyncResults", line.backend)
+
+
+async def complete(line: Line, hold: Hold, watchdog: Watchdog, record: bytes, keep: float) -> None:
+    """Keeps ``record`` for ``keep`` seconds instead of the hold, which it ends.
+
+    `LockLost` if the hold had ended before: someone else may be at the work by now, and what they bring counts. If the
+    store does not answer, the error comes out; the watchdog keeps the hold alive and goes on until the outcome is
+    known.
+    """
+    ensure_held(hold, 0.0, line.address)
+    hold.saving = True  # from here on a renewal that finds nothing may have been overtaken
+    try:
+        deadline = now() + line.op_timeout
+        with line.runtime.shield(deadline):
+            ours = await results(line).complete(hold.grant, record, keep, deadline)
+    except BaseException:
+        watchdog.save(hold, record, keep)
+        raise
+    watchdog.forget(hold)
+    hold.completed(ours)
+    if not ours:
+        raise lost(hold, line.address)

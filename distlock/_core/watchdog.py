@@ -28,13 +28,15 @@ LONGEST_SLEEP = 60.0
 
 @dataclass(slots=True)
 class _Chore:
-    """A claim that must come to nothing."""
+    """A claim that must come to nothing, or whose work is done and has to be recorded."""
 
     claim: Claim
     in_flight: bool
     until: float
     next_try: float
     done: Callable[[], object]
+    save: Callable[[float], object] | None = None
+    """Records the work; None: the claim is withdrawn."""
     pause: float = 0.05
 
 
@@ -100,6 +102,19 @@ class Watchdog:
             chore.in_flight = in_flight or before.in_flight
             chore.done = lambda: (before.done(), done())
         self._chores[claim.id] = chore
+        self._nudge()
+
+    def save(self, hold: Hold, record: bytes, keep: float) -> None:
+        """Tries to complete the work of ``hold``, which is renewed until the outcome is known or it is lost."""
+
+        def attempt(deadline: float) -> None:
+            if not hold.ended:
+                ours = self._backend.complete(hold.grant, record, keep, deadline)
+                self.forget(hold)
+                hold.completed(ours)
+
+        claim = hold.grant.claim
+        self._chores[claim.id] = _Chore(claim, False, math.inf, now(), lambda: None, save=attempt)
         self._nudge()
 
     def hurry(self) -> None:
@@ -273,9 +288,13 @@ class Watchdog:
         limit = min((min(hold.renew_at, hold.deadline) for hold in self.holds), default=math.inf) - t
         deadline = t + min(max(limit, SHORTEST_REQUEST), self._op_timeout)
         try:
-            self._backend.withdraw(chore.claim, deadline, in_flight=chore.in_flight)
+            if chore.save is not None:
+                chore.save(deadline)
+            else:
+                self._backend.withdraw(chore.claim, deadline, in_flight=chore.in_flight)
         except Exception as error:  # noqa: BLE001 - whatever it is, the watchdog goes on
-            log.warning("giving up the claim on %r failed, trying again: %s", chore.claim.key, error)
+            what = "giving up the claim on" if chore.save is None else "recording the completed work of"
+            log.warning("%s %r failed, trying again: %s", what, chore.claim.key, error)
             chore.pause = min(2 * chore.pause, 1.0)
             chore.next_try = now() + chore.pause
             return seconds_left(chore.until) <= 0

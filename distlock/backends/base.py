@@ -32,6 +32,7 @@ from .._types import (
     Busy,
     Claim,
     Confirmation,
+    Done,
     Fault,
     Grant,
     Guarantees,
@@ -45,6 +46,7 @@ from .._types import (
 __all__ = (
     "PROVISIONAL",
     "AsyncBackend",
+    "AsyncResults",
     "BackendError",
     "BackendUnavailable",
     "Busy",
@@ -52,6 +54,7 @@ __all__ = (
     "ConfigurationError",
     "Confirmation",
     "DistLockError",
+    "Done",
     "Fault",
     "Grant",
     "Guarantees",
@@ -104,8 +107,9 @@ class SyncBackend(ABC):
     """True if no method ever waits for I/O, so that an event loop may call it."""
 
     @abstractmethod
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         """One attempt. Repeated for the same ``claim.id`` it finds its own grant or its place in the queue.
+        `Done` only comes from a store of `results`.
 
         Asking again is also how a waiter confirms a lock that was handed to it. With ``claim.wait`` the
         claim takes its place in the queue, if the store keeps one.
@@ -183,6 +187,40 @@ class SyncBackend(ABC):
             backend=self.address,
         )
 
+    def results(self) -> SyncBackend:
+        """The store beside this one in which a lock's work can be completed, and then is not granted any more.
+
+        Of the same namespace, but with keys of its own: none of them is a lock's. Its connections are its own too, and
+        closed with it. Beyond what every backend has it implements the four methods below, and ``acquire`` looks for a
+        record in the same step in which it grants.
+        """
+        raise self._no_results()
+
+    def complete(self, grant: Grant, record: bytes, keep: float, deadline: float) -> bool:
+        """Keeps ``record`` for ``keep`` seconds and gives the lock up, in one step, if ``grant`` is still held.
+
+        All who wait are woken. Repeated for the same claim it finds its own record. False: it is not held any more.
+        """
+        raise self._no_results()
+
+    def recorded(self, key: str, deadline: float) -> tuple[bytes, float | None] | None:
+        """The record of ``key`` and the seconds for which it is kept; None: there is none."""
+        raise self._no_results()
+
+    def forget(self, key: str, deadline: float) -> bool:
+        """Deletes the record of ``key``, but no lease. False: there was none."""
+        raise self._no_results()
+
+    def records(self, prefix: str, deadline: float) -> Iterator[str]:
+        """The keys with a record that start with ``prefix``, in no order."""
+        raise self._no_results()
+
+    def _no_results(self) -> Unsupported:
+        return Unsupported(
+            f"{self.guarantees.backend} keeps no results, so that nothing can be done just once there [{self.address}]",
+            backend=self.address,
+        )
+
     def close(self) -> None:  # noqa: B027 - there may be nothing to end
         """Ends connections and threads. Claims that are still open are the caller's to end before."""
 
@@ -202,7 +240,7 @@ class AsyncBackend(Protocol):
         """True if no cancel scope cuts `release` and `withdraw` short, so that the core need not shield them."""
         ...
 
-    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy: ...
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done: ...
     async def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription: ...
     async def withdraw(self, claim: Claim, deadline: float, *, in_flight: bool) -> None: ...
     async def extend(self, grant: Grant, ttl: float, deadline: float) -> Renewal: ...
@@ -211,3 +249,12 @@ class AsyncBackend(Protocol):
     async def inspect(self, key: str, deadline: float) -> Inspection: ...
     async def list(self, prefix: str, deadline: float) -> Sequence[Inspection]: ...
     async def aclose(self) -> None: ...
+
+
+class AsyncResults(AsyncBackend, Protocol):
+    """A store of `SyncBackend.results` for an event loop."""
+
+    async def complete(self, grant: Grant, record: bytes, keep: float, deadline: float) -> bool: ...
+    async def recorded(self, key: str, deadline: float) -> tuple[bytes, float | None] | None: ...
+    async def forget(self, key: str, deadline: float) -> bool: ...
+    async def records(self, prefix: str, deadline: float) -> Sequence[str]: ...

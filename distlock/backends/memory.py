@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import threading
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from .base import (
     Busy,
     Claim,
     ConfigurationError,
+    Done,
     Grant,
     Guarantees,
     Holder,
@@ -65,7 +67,13 @@ class MemoryBackend(SyncBackend):
 
     def __init__(self, namespace: str = "default") -> None:
         self.address: str = f"memory://{namespace}"
+        self._results: _Results | None = None
         self.after_fork()
+
+    def results(self) -> SyncBackend:
+        with self._mutex:  # those who share this one share that one
+            self._results = self._results or _Results(self.address.partition("://")[2])
+            return self._results
 
     def after_fork(self) -> None:
         self._mutex = threading.Lock()
@@ -73,21 +81,9 @@ class MemoryBackend(SyncBackend):
         self._wakes: dict[str, Wake] = {}
         self._tokens = itertools.count(1)
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         with self._mutex:
-            asked_at = now()
-            lock = self._locks.setdefault(claim.key, _Lock())
-            self._expire(lock)
-            if not lock.claims and not lock.queue:
-                lock.give(claim, next(self._tokens), claim.ttl)
-            elif self._may_re_enter(lock, claim):
-                lock.claims.append(claim)
-            elif not lock.held_by(claim.id):
-                if claim.wait:
-                    lock.queue.setdefault(claim.id, claim)
-                return Busy(claim, self._holder(lock), max(0.0, lock.expires - asked_at))
-            lock.expires = max(lock.expires, asked_at + claim.ttl)
-            return Grant(claim, lock.token, proven_until(asked_at, claim.ttl))
+            return self._acquire(claim)
 
     def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
         claim = busy.claim
@@ -149,6 +145,21 @@ class MemoryBackend(SyncBackend):
 
     # Below, the mutex is held.
 
+    def _acquire(self, claim: Claim) -> Grant | Busy:
+        asked_at = now()
+        lock = self._locks.setdefault(claim.key, _Lock())
+        self._expire(lock)
+        if not lock.claims and not lock.queue:
+            lock.give(claim, next(self._tokens), claim.ttl)
+        elif self._may_re_enter(lock, claim):
+            lock.claims.append(claim)
+        elif not lock.held_by(claim.id):
+            if claim.wait:
+                lock.queue.setdefault(claim.id, claim)
+            return Busy(claim, self._holder(lock), max(0.0, lock.expires - asked_at))
+        lock.expires = max(lock.expires, asked_at + claim.ttl)
+        return Grant(claim, lock.token, proven_until(asked_at, claim.ttl))
+
     def _expire(self, lock: _Lock) -> None:
         if lock.claims and now() >= lock.expires:
             self._hand_over(lock)
@@ -201,6 +212,72 @@ class MemoryBackend(SyncBackend):
             held_for=t - lock.since,
             ttl=lock.expires - t,
         )
+
+
+@dataclass(slots=True)
+class _Record:
+    claim_id: str
+    text: bytes
+    expires: float
+
+
+class _Results(MemoryBackend):
+    """Locks whose work can be completed."""
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._records: dict[str, _Record] = {}
+        self._ends: list[tuple[float, str]] = []
+        """A heap: when to look whether a record is over."""
+
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
+        with self._mutex:
+            record = self._record(claim.key)
+            if record is not None:
+                return Done(claim, record.text, record.expires - now())
+            return self._acquire(claim)
+
+    def complete(self, grant: Grant, record: bytes, keep: float, deadline: float) -> bool:
+        claim = grant.claim
+        with self._mutex:
+            kept = self._record(claim.key)
+            if kept is not None:
+                return kept.claim_id == claim.id
+            lock = self._locks.get(claim.key)
+            if lock is None or not lock.held_by(claim.id) or now() >= lock.expires:
+                return False
+            self._keep(claim.key, _Record(claim.id, record, now() + keep))
+            del self._locks[claim.key]
+            for waiter in lock.queue:
+                if wake := self._wakes.get(waiter):
+                    wake()
+            return True
+
+    def recorded(self, key: str, deadline: float) -> tuple[bytes, float | None] | None:
+        with self._mutex:
+            record = self._record(key)
+            return None if record is None else (record.text, record.expires - now())
+
+    def forget(self, key: str, deadline: float) -> bool:
+        with self._mutex:
+            return self._record(key) is not None and self._records.pop(key, None) is not None
+
+    def records(self, prefix: str, deadline: float) -> Iterator[str]:
+        with self._mutex:
+            return iter([key for key in [*self._records] if self._record(key) and key.startswith(prefix)])
+
+    def _keep(self, key: str, record: _Record) -> None:
+        self._records[key] = record
+        heapq.heappush(self._ends, (record.expires, key))
+        while self._ends[0][0] <= now():
+            self._record(heapq.heappop(self._ends)[1])
+
+    def _record(self, key: str) -> _Record | None:
+        record = self._records.get(key)
+        if record is not None and now() >= record.expires:
+            del self._records[key]
+            return None
+        return record
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .aids import in_memory, lose
     from .clock import VirtualClock
     from .colours import COLOURS, Task, World, case
-    from .conformance import Conformance
+    from .conformance import Conformance, OnceConformance
     from .faults import Store, Tap, redis_store
     from .proxy import FaultProxy, Traffic
 
@@ -32,6 +32,7 @@ __all__ = (
     "COLOURS",
     "Conformance",
     "FaultProxy",
+    "OnceConformance",
     "Store",
     "Tap",
     "Task",
@@ -49,7 +50,7 @@ _HOMES = {
     "aids": ("in_memory", "lose"),
     "clock": ("VirtualClock",),
     "colours": ("COLOURS", "Task", "World", "case"),
-    "conformance": ("Conformance",),
+    "conformance": ("Conformance", "OnceConformance"),
     "faults": ("Store", "Tap", "redis_store"),
     "proxy": ("FaultProxy", "Traffic"),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.acquire import Line, acquire
 from .._core.actor import current_loop
 from .._core.runtime import Runtime, Signal, SyncRuntime
-from ..backends.base import Busy, Claim, Grant
+from ..backends.base import Busy, Claim, Done, Grant
 
 if TYPE_CHECKING:
     from .clock import VirtualClock
@@ -182,10 +182,10 @@ class _Signal:
                 waiters.wakes(waiter)
 
 
-def acquire_by(waiters: Waiters) -> Callable[[Line, Claim, float], Coroutine[Any, Any, Grant | Busy]]:
+def acquire_by(waiters: Waiters) -> Callable[[Line, Claim, float], Coroutine[Any, Any, Grant | Busy | Done]]:
     """`acquire`, with waits that are by the clock of ``waiters``."""
 
-    async def acquire_so(line: Line, claim: Claim, deadline: float) -> Grant | Busy:
+    async def acquire_so(line: Line, claim: Claim, deadline: float) -> Grant | Busy | Done:
         waiter = Waiting(waiters, line.runtime, deadline)
         with waiters.joined(waiter):
             return await acquire(replace(line, runtime=waiter), claim, deadline)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from .. import AsyncLease, Lease, Manager, _manager, connect
+from .. import AsyncLease, Lease, Manager, _default, connect
 from .._clock import now
 from .._core.hold import GONE
 from ..backends.base import Waiter
@@ -67,6 +67,6 @@ def left_open(managers: Iterable[Manager]) -> str:
 
 def _configured(manager: Manager | None) -> Manager | None:
     """``manager`` is what the bare `lock` uses. Gives the one before."""
-    with _manager._default_lock:
-        before, _manager._default = _manager._default, manager
+    with _default._default_lock:
+        before, _default._default = _default._default, manager
     return before

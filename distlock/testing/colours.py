@@ -18,6 +18,7 @@ from anyio.to_thread import run_sync
 
 from .. import AsyncLease, Lease, Lock, Manager
 from .._core.drive import drive
+from ..idempotency import AsyncWork, Once, Work
 from .faults import Store, Tap
 
 __all__ = ("COLOURS", "PATIENCE", "Colour", "Task", "World", "async_case", "case")
@@ -168,7 +169,7 @@ class Colour:
         await self._either(lease.extend(ttl))
 
     @asynccontextmanager
-    async def block(self, lock: Lock | _AnyLease) -> AsyncIterator[Any]:
+    async def block(self, lock: Lock | _AnyLease | Once) -> AsyncIterator[Any]:
         """``with`` or ``async with``."""
         if self.is_async:
             async with lock as lease:  # type: ignore[union-attr]
@@ -176,6 +177,10 @@ class Colour:
         else:
             with lock as lease:  # type: ignore[union-attr]
                 yield lease
+
+    async def complete(self, work: Work | AsyncWork, result: Any = None) -> Any:
+        """What those get who come later."""
+        return await work.complete(result) if isinstance(work, AsyncWork) else work.complete(result)
 
     @staticmethod
     async def _either(result: Awaitable[None] | None) -> None:
@@ -221,6 +226,13 @@ class World(Colour):
         tap = Tap((await self.aside(self.connect))._backend)
         manager = Manager(tap)
         self._exits.callback(manager.close)
+        return manager, tap
+
+    async def tap_results(self) -> tuple[Manager, Tap]:
+        """One more client, with a tap in its line to the store of results."""
+        manager, _ = await self.tap()
+        tap = (await self.aside(manager.results_manager))._backend
+        assert isinstance(tap, Tap)
         return manager, tap
 
     async def inspect(self, key: str, manager: Manager | None = None) -> Any:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from .. import BackendUnavailable, Guarantees, Inspection, Manager, connect
-from ..backends.base import Busy, Claim, Grant, Renewal, Subscription, SyncBackend, Wake
+from ..backends.base import Busy, Claim, Done, Grant, Renewal, Subscription, SyncBackend, Wake
 
 __all__ = ("Store", "Tap", "redis_store")
 
@@ -76,7 +76,7 @@ class Tap(SyncBackend):
         left = iter(range(times))
         return lambda: fault() if next(left, None) is not None else None
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         return self._pass("acquire", lambda: self.backend.acquire(claim, deadline))
 
     def watch(self, busy: Busy, wake: Wake, deadline: float) -> Subscription:
@@ -106,6 +106,21 @@ class Tap(SyncBackend):
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         return self.backend.list(prefix, deadline)
+
+    def results(self) -> SyncBackend:
+        return Tap(self.backend.results())
+
+    def complete(self, grant: Grant, record: bytes, keep: float, deadline: float) -> bool:
+        return self._pass("complete", lambda: self.backend.complete(grant, record, keep, deadline))
+
+    def recorded(self, key: str, deadline: float) -> tuple[bytes, float | None] | None:
+        return self.backend.recorded(key, deadline)
+
+    def forget(self, key: str, deadline: float) -> bool:
+        return self._pass("forget", lambda: self.backend.forget(key, deadline))
+
+    def records(self, prefix: str, deadline: float) -> Iterator[str]:
+        return self.backend.records(prefix, deadline)
 
     def after_fork(self) -> None:
         self.backend.after_fork()

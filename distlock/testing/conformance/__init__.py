@@ -4,11 +4,12 @@ from .answering import Answering
 from .cancelling import Cancelling
 from .holding import Holding
 from .losing import Losing
+from .once import OnceConformance
 from .processes import Processes
 from .proving import Proving
 from .waiting import Waiting
 
-__all__ = ("Conformance",)
+__all__ = ("Conformance", "OnceConformance")
 
 
 class Conformance(Holding, Waiting, Losing, Answering, Cancelling, Proving, Processes):

@@ -1,0 +1,1 @@
+"""Work that is to be done once: the implementation of `distlock.idempotency`."""
