@@ -20,15 +20,15 @@ from ..colours import World, async_case, case
 
 __all__ = ("OnceConformance",)
 
-TTL = 600.0
+_TTL = 600.0
 """Seconds: no result is over before the test is."""
 
 
-class Declined(Exception):
+class _Declined(Exception):
     """The outcome of a payment, as good as any other."""
 
 
-class Clerk:
+class _Clerk:
     """Does a work, and counts how often."""
 
     def __init__(self, world: World) -> None:
@@ -37,7 +37,7 @@ class Clerk:
 
     async def do(self, key: str = "k", result: Any = "done", *, locks: Manager | None = None, **terms: Any) -> Any:
         """What whoever wants it done gets."""
-        once = (locks or self._world.locks).once(key, ttl=terms.pop("ttl", TTL), **terms)
+        once = (locks or self._world.locks).once(key, ttl=terms.pop("ttl", _TTL), **terms)
         async with self._world.block(once) as work:
             if work.replayed:
                 return work.result
@@ -52,15 +52,15 @@ class OnceConformance:
 
     @case
     async def test_what_was_done_is_replayed(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         assert await clerk.do(result={"id": 7}) == {"id": 7}
-        async with world.block(world.other.once("k", ttl=TTL)) as work:
+        async with world.block(world.other.once("k", ttl=_TTL)) as work:
             assert work.replayed
             assert work.result == {"id": 7}
             assert work.operation.state == "completed"
             assert work.operation.by.pid
             assert work.operation.took >= 0
-            assert 0 < work.operation.expires_in <= TTL
+            assert 0 < work.operation.expires_in <= _TTL
             with pytest.raises(NotHeld, match="before"):
                 work.lease  # noqa: B018
         assert clerk.runs == 1
@@ -70,7 +70,7 @@ class OnceConformance:
         """aws-powertools/powertools-lambda-python took a falsy result for none."""
         nothing: tuple[Any, ...] = (None, 0, "", [], {}, False)
         for number, result in enumerate(nothing):
-            clerk = Clerk(world)
+            clerk = _Clerk(world)
             first = await clerk.do(f"k{number}", result)
             again = await clerk.do(f"k{number}", "other", locks=world.other)
             assert (first, again) == (result, result)
@@ -78,8 +78,8 @@ class OnceConformance:
 
     @case
     async def test_those_who_come_meanwhile_wait_for_the_result(self, world: World) -> None:
-        clerk = Clerk(world)
-        async with world.block(world.locks.once("k", ttl=TTL)) as work:
+        clerk = _Clerk(world)
+        async with world.block(world.locks.once("k", ttl=_TTL)) as work:
             assert not work.replayed
             tasks = [
                 world.start(lambda locks=locks: clerk.do(locks=locks))  # type: ignore[misc]
@@ -93,7 +93,7 @@ class OnceConformance:
 
     @case
     async def test_duplicates_are_done_once(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
 
         async def ask(number: int) -> Any:
             return await clerk.do(result=number, locks=world.locks if number % 2 else world.other, fingerprint="same")
@@ -105,8 +105,8 @@ class OnceConformance:
 
     @case
     async def test_what_is_in_progress_is_waited_for_no_longer_than_asked(self, world: World) -> None:
-        clerk = Clerk(world)
-        async with world.block(world.locks.once("k", ttl=TTL, metadata={"request": "r1"})) as work:
+        clerk = _Clerk(world)
+        async with world.block(world.locks.once("k", ttl=_TTL, metadata={"request": "r1"})) as work:
             with pytest.raises(InProgress, match="in progress"):
                 await clerk.do(locks=world.other, timeout=0)
             with pytest.raises(InProgress, match=r"not done in 0\.2 s") as caught:
@@ -121,8 +121,8 @@ class OnceConformance:
 
     @case
     async def test_another_request_under_the_key_is_refused(self, world: World) -> None:
-        clerk = Clerk(world)
-        async with world.block(world.locks.once("k", ttl=TTL, fingerprint={"a": 1, "b": 2})) as work:
+        clerk = _Clerk(world)
+        async with world.block(world.locks.once("k", ttl=_TTL, fingerprint={"a": 1, "b": 2})) as work:
             with pytest.raises(IdempotencyMismatch, match="another request"):
                 await clerk.do(locks=world.other, fingerprint={"a": 1, "b": 3})
             with pytest.raises(IdempotencyMismatch):
@@ -136,7 +136,7 @@ class OnceConformance:
 
     @case
     async def test_work_that_failed_is_done_again(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         for error in (ValueError("no"), KeyboardInterrupt(), SystemExit(3)):
             with pytest.raises(type(error)):
                 await clerk.do(result=error)
@@ -145,9 +145,9 @@ class OnceConformance:
 
     @case
     async def test_whoever_waits_takes_over_from_work_that_failed(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         with pytest.raises(ValueError, match="no"):
-            async with world.block(world.locks.once("k", ttl=TTL)):
+            async with world.block(world.locks.once("k", ttl=_TTL)):
                 task = world.start(lambda: clerk.do(locks=world.other))
                 await world.until(lambda: len(world.other.results.get("k").waiters) == 1)  # type: ignore[union-attr]
                 raise ValueError("no")
@@ -156,24 +156,24 @@ class OnceConformance:
 
     @case
     async def test_an_error_that_was_to_be_kept_is_replayed(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         for _ in range(2):
-            with pytest.raises((Declined, ReplayedError), match="no money") as caught:
-                await clerk.do(result=Declined("no money"), store_errors=Declined)
+            with pytest.raises((_Declined, ReplayedError), match="no money") as caught:
+                await clerk.do(result=_Declined("no money"), store_errors=_Declined)
         assert isinstance(caught.value, ReplayedError)
-        assert caught.value.type.endswith("Declined")
+        assert caught.value.type.endswith("_Declined")
         assert caught.value.message == "no money"
         assert clerk.runs == 1
         with pytest.raises(KeyError):  # of another kind
-            await clerk.do("other", KeyError("x"), store_errors=Declined)
-        assert await clerk.do("other", store_errors=Declined) == "done"
+            await clerk.do("other", KeyError("x"), store_errors=_Declined)
+        assert await clerk.do("other", store_errors=_Declined) == "done"
 
     @async_case
     async def test_cancelled_work_is_done_again(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
 
         async def work() -> None:
-            async with world.block(world.locks.once("k", ttl=TTL)):
+            async with world.block(world.locks.once("k", ttl=_TTL)):
                 clerk.runs += 1
                 await world.sleep(60)
 
@@ -184,9 +184,9 @@ class OnceConformance:
 
     @case
     async def test_a_superseded_worker_does_not_overwrite_the_result(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         with pytest.raises(LockLost):
-            async with world.block(world.locks.once("k", ttl=TTL)) as work:
+            async with world.block(world.locks.once("k", ttl=_TTL)) as work:
                 results = await world.aside(world.other.results_manager)
                 assert await world.force_release(results, "k", work.lease.token)
                 assert await clerk.do(result="second", locks=world.other) == "second"
@@ -197,7 +197,7 @@ class OnceConformance:
     @case
     async def test_a_worker_whose_claim_was_taken_away_keeps_no_result(self, world: World) -> None:
         with pytest.raises(LockLost):
-            async with world.block(world.locks.once("k", ttl=TTL)) as work:
+            async with world.block(world.locks.once("k", ttl=_TTL)) as work:
                 results = await world.aside(world.other.results_manager)
                 assert await world.force_release(results, "k", work.lease.token)
                 await world.complete(work, "first")
@@ -205,20 +205,20 @@ class OnceConformance:
 
     @case
     async def test_work_is_completed_once(self, world: World) -> None:
-        async with world.block(world.locks.once("k", ttl=TTL)) as work:
+        async with world.block(world.locks.once("k", ttl=_TTL)) as work:
             with pytest.raises(NotHeld, match="not done yet"):
                 work.result  # noqa: B018
             assert await world.complete(work, 1) == 1
             with pytest.raises(NotHeld, match="already"):
                 await world.complete(work, 2)
             assert work.result == 1
-        assert await Clerk(world).do() == 1
+        assert await _Clerk(world).do() == 1
 
     @case
     async def test_work_whose_result_cannot_be_kept_is_not_done_again(self, world: World) -> None:
         """The work has been done, whatever became of what it gave."""
         for key, result, limit in (("a", {1, 2}, 100), ("b", "long" * 100, 100)):
-            clerk = Clerk(world)
+            clerk = _Clerk(world)
             with pytest.raises(ResultUnavailable, match="is not kept") as caught:
                 await clerk.do(key, result, limit=limit)
             assert caught.value.result == result
@@ -230,7 +230,7 @@ class OnceConformance:
     async def test_what_was_done_is_kept_even_if_the_store_was_away_just_then(self, world: World) -> None:
         for key, fault in (("down", "down"), ("cut", "cut")):
             locks, tap = await world.tap_results()
-            clerk = Clerk(world)
+            clerk = _Clerk(world)
             moment = tap.before if fault == "down" else tap.after
             moment["complete"] = tap.once(getattr(tap, fault), 2)
             with pytest.raises(ResultUnavailable, match="in the background") as caught:
@@ -244,7 +244,7 @@ class OnceConformance:
     async def test_a_claim_whose_reply_was_lost_is_found(self, world: World) -> None:
         locks, tap = await world.tap_results()
         tap.after["acquire"] = tap.once(tap.cut)
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         assert await clerk.do(locks=locks) == "done"
         tap.after["acquire"] = tap.once(tap.cut)
         assert await clerk.do(locks=locks) == "done"
@@ -253,42 +253,42 @@ class OnceConformance:
     @case
     async def test_the_first_costs_two_requests_and_a_replay_one(self, world: World) -> None:
         locks, tap = await world.tap_results()
-        await Clerk(world).do(locks=locks)
+        await _Clerk(world).do(locks=locks)
         assert (tap.calls["acquire"], tap.calls["complete"], tap.calls["release"]) == (1, 1, 0)
-        await Clerk(world).do(locks=locks, fingerprint="f")
+        await _Clerk(world).do(locks=locks, fingerprint="f")
         assert (tap.calls["acquire"], tap.calls["complete"], sum(tap.calls.values())) == (2, 1, 3)
 
     @case
     async def test_a_result_ends_with_its_ttl(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         await clerk.do(ttl=1)
         await world.until(lambda: world.other.results.get("k") is None)
         assert list(await world.aside(world.other.results.list)) == []
-        await clerk.do(ttl=TTL)
+        await clerk.do(ttl=_TTL)
         assert clerk.runs == 2
 
     @case
     async def test_what_is_forgotten_is_done_again(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         results = world.other.results
         assert not await world.aside(lambda: results.forget("k"))
         await clerk.do()
         assert await world.aside(lambda: results.forget("k"))
         await clerk.do()
         assert clerk.runs == 2
-        async with world.block(world.locks.once("busy", ttl=TTL)) as work:
+        async with world.block(world.locks.once("busy", ttl=_TTL)) as work:
             assert not await world.aside(lambda: results.forget("busy"))
             work.lease.ensure_held()
             await world.complete(work)
 
     @case
     async def test_all_of_it_is_listed(self, world: World) -> None:
-        clerk = Clerk(world)
+        clerk = _Clerk(world)
         await clerk.do("pay:1", fingerprint=1)
         await clerk.do("ship:1")
-        with pytest.raises(Declined):
-            await clerk.do("pay:2", Declined("no"), store_errors=Declined)
-        async with world.block(world.locks.once("pay:3", ttl=TTL)) as work:
+        with pytest.raises(_Declined):
+            await clerk.do("pay:2", _Declined("no"), store_errors=_Declined)
+        async with world.block(world.locks.once("pay:3", ttl=_TTL)) as work:
             found = await world.aside(lambda: world.other.results.list("pay:"))
             states = {each.key: each.state for each in found}
             assert states == {"pay:1": "completed", "pay:2": "failed", "pay:3": "in progress"}
@@ -302,16 +302,16 @@ class OnceConformance:
     async def test_any_name_is_a_key_of_its_own(self, world: World) -> None:
         names = ["{}", "{", "}", "a:b", "a", "ab", "a/b", " ", "\0", "a\nb", "🔒", "x" * 512, "a}:r", "a}:q", "*", "?"]
         for name in names:
-            await Clerk(world).do(name, name)
+            await _Clerk(world).do(name, name)
         for name in names:
-            assert await Clerk(world).do(name, "other", locks=world.other) == name
+            assert await _Clerk(world).do(name, "other", locks=world.other) == name
         found = await world.aside(world.locks.results.list)
         assert sorted(each.key for each in found) == sorted(names)
 
     @case
     async def test_a_lock_of_the_same_name_is_another_thing(self, world: World) -> None:
         async with world.block(world.locks.lock("k", timeout=0)):
-            assert await Clerk(world).do("k", timeout=0) == "done"
+            assert await _Clerk(world).do("k", timeout=0) == "done"
             assert [each.key for each in await world.list()] == ["k"]
             assert [each.state for each in await world.aside(world.locks.results.list)] == ["completed"]
         async with world.block(world.other.lock("k", timeout=0)):
@@ -322,15 +322,15 @@ class OnceConformance:
         tokens = []
         for locks in (world.locks, world.other, world.locks):
             with pytest.raises(ValueError, match="no"):
-                async with world.block(locks.once("k", ttl=TTL)) as work:
+                async with world.block(locks.once("k", ttl=_TTL)) as work:
                     tokens.append(work.lease.token)
                     raise ValueError("no")
         assert tokens == sorted(set(tokens))
 
     @case
     async def test_nothing_is_left_of_what_was_forgotten(self, world: World) -> None:
-        clerk = Clerk(world)
-        async with world.block(world.locks.once("k", ttl=TTL)) as work:
+        clerk = _Clerk(world)
+        async with world.block(world.locks.once("k", ttl=_TTL)) as work:
             with pytest.raises(InProgress):
                 await clerk.do(locks=world.other, timeout=0.1)
             await world.complete(work)
