@@ -8,6 +8,7 @@ from contextlib import suppress
 from .._placed import PlacedBackend
 from .._places import Places
 from ..base import (
+    PROVISIONAL,
     BackendError,
     Busy,
     Claim,
@@ -63,7 +64,7 @@ class EtcdBackend(PlacedBackend[Place]):
         self._client = client
         self._layout = Layout(namespace, raw=raw)
         self._places = Places(lambda claim: Place(claim, self._layout))
-        self._watches = Watches(client, self._clerk, self._called)
+        self._watches = Watches(client, self._clerk, self._called, lambda: self._tidier.soon(self._look_at_doubtful))
         self._sessions = Sessions(
             client, self._clerk, self._tidier, self._ended, self._watches.restart, self._look_again
         )
@@ -125,7 +126,10 @@ class EtcdBackend(PlacedBackend[Place]):
 
     def _look(self, session: Session) -> None:
         session.looking = False
-        self._entrance.look(session)
+        self._entrance.look(list(session.waiters), max(session.ttl / 6, PROVISIONAL))
+
+    def _look_at_doubtful(self) -> None:
+        self._entrance.look(self._watches.doubtful(), PROVISIONAL)
 
     def _ended(self, session: Session) -> None:
         """etcd does not know the lease any more, nor the keys that stood under it: whoever waited asks again."""

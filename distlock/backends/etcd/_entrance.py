@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -222,10 +223,10 @@ class Entrance:
 
     # Who was not told.
 
-    def look(self, session: Session) -> None:
+    def look(self, claim_ids: Sequence[str], patience: float) -> None:
         """A push may get lost: what was not told is found here, within a third of the session."""
-        deadline = now() + max(session.ttl / 6, PROVISIONAL)
-        aims = iter(self._watches.aims(list(session.waiters)))
+        deadline = now() + patience
+        aims = iter(self._watches.aims(claim_ids))
         with suppress(DistLockError):  # then the next time
             while batch := list(itertools.islice(aims, BATCH)):
                 found = self._client.call(TXN, gets((aim.key for aim in batch), keys_only=True), deadline).value
