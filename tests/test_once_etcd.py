@@ -177,29 +177,42 @@ def test_leases_of_claims_that_found_the_work_done_are_given_back(shared_etcd: E
         assert leases_of_records(shared_etcd) == [1]
 
 
-def test_a_request_that_comes_after_the_record_is_gone_comes_to_nothing(shared_etcd: EtcdServer, etcd_url: str) -> None:
+@pytest.mark.parametrize("unanswered", [True, False])
+def test_a_request_that_comes_after_the_record_is_gone_comes_to_nothing(
+    shared_etcd: EtcdServer, etcd_url: str, unanswered: bool
+) -> None:
+    """One that was not answered, or was sent again at another member."""
     with kept(etcd_url) as (backend, spy), kept(etcd_url) as (other, _):
         claim = claim_of()
-        held = spy.hold_back()
-        with pytest.raises(BackendUnavailable):
-            backend.acquire(claim, soon())
+        if unanswered:
+            late = spy.hold_back()
+            with pytest.raises(BackendUnavailable):
+                backend.acquire(claim, soon())
         assert complete(other, granted(other, claim_of()))
+        if not unanswered:
+            late = spy.send_twice()
         assert done(backend, claim).in_flight
-        wait_until(lambda: shared_etcd.keys(WITHDRAWN), "it to be withdrawn")
-        assert other.forget("k", soon())
-        held[0]()
-        assert line_of(shared_etcd) == []
+        comes_to_nothing(shared_etcd, other, late[0])
 
 
-def test_a_late_request_finds_the_record(shared_etcd: EtcdServer, etcd_url: str) -> None:
-    """One that was sent twice, the first time in vain, as it seemed, by who has done the work by now."""
+def test_a_request_that_comes_after_its_work_is_done_and_forgotten_comes_to_nothing(
+    shared_etcd: EtcdServer, etcd_url: str
+) -> None:
     with kept(etcd_url) as (backend, spy):
         late = spy.send_twice()
-        grant = granted(backend, claim_of())
-        assert complete(backend, grant)
-        late[0]()
-        wait_until(lambda: remembers_nothing(backend), "it to be withdrawn")
-        assert line_of(shared_etcd) == []
+        assert complete(backend, granted(backend, claim_of()))
+        comes_to_nothing(shared_etcd, backend, late[0])
+        assert remembers_nothing(backend)
+
+
+def comes_to_nothing(server: EtcdServer, backend: EtcdResults, late: Callable[[], object]) -> None:
+    """Neither while there is a record, nor then."""
+    late()
+    assert line_of(server) == []
+    wait_until(lambda: server.keys(WITHDRAWN), "it to be withdrawn")
+    assert backend.forget("k", soon())
+    late()
+    assert line_of(server) == []
 
 
 def test_after_a_compaction_a_waiter_finds_the_record(shared_etcd: EtcdServer, etcd_url: str) -> None:
@@ -251,14 +264,17 @@ def test_who_has_lost_the_claim_completes_nothing(shared_etcd: EtcdServer, etcd_
         assert other.revoke("k", first.token, soon())
         assert not complete(backend, first, b"first")
         assert backend.recorded("k", soon()) is None
-        first = granted(backend, claim_of())
+        first, slower = granted(backend, claim_of()), granted(backend, claim_of("slower"))
         assert other.revoke("k", first.token, soon())
+        assert other.revoke("slower", slower.token, soon())
         second = granted(other, claim_of())
         assert not complete(backend, first, b"first")
         assert len(line_of(shared_etcd)) == 1
         assert complete(other, second, b"second")
-        assert not complete(backend, first, b"first")
+        assert not complete(backend, first, b"first")  # nothing is known of its claim any more
         assert done(backend, claim_of()).record == b"second"
+        assert complete(other, granted(other, claim_of("slower")), b"second")
+        assert not complete(backend, slower, b"first")
         assert remembers_nothing(backend)
 
 
