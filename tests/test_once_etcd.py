@@ -184,8 +184,8 @@ def test_a_request_that_comes_after_the_record_is_gone_comes_to_nothing(
     """One that was not answered, or was sent again at another member."""
     with kept(etcd_url) as (backend, spy), kept(etcd_url) as (other, _):
         claim = claim_of()
+        late = spy.hold_back() if unanswered else []
         if unanswered:
-            late = spy.hold_back()
             with pytest.raises(BackendUnavailable):
                 backend.acquire(claim, soon())
         assert complete(other, granted(other, claim_of()))
@@ -314,7 +314,21 @@ def test_a_member_that_dies_in_the_middle_of_it_leaves_it_done_once(etcd_cluster
                 else:
                     assert work.complete("paid") == "paid"
             assert do(other, key, "again") == "paid"
+            wait_until(lambda: remembers_nothing(results_of(locks)), "it to be known here too")
             cluster.heal()
+
+
+@pytest.mark.parametrize("size", [1_700_000, 3_000_000])
+def test_a_result_that_is_too_large_for_etcd_is_of_work_that_is_done(etcd_url: str, size: int) -> None:
+    """More than it takes into its log, and more than it takes in at all."""
+    with connected(etcd_url) as (locks, _):
+        assert do(locks, "smaller", "x" * 1_000_000, limit=10**7)
+        with pytest.raises(ResultUnavailable) as caught:
+            do(locks, result="x" * size, limit=10**7)
+        assert caught.value.result == "x" * size
+        with pytest.raises(ResultUnavailable, match="was done before"):
+            do(locks)
+        assert len(str(do(locks, "smaller"))) == 1_000_000
 
 
 # The leases of records.
