@@ -10,11 +10,12 @@ import redis.asyncio
 from ..base import ConfigurationError, Unsupported
 from ._backend import RedisBackend
 from ._connect import Server
+from ._results import RedisResults
 from ._sentinel import SentinelServer
 from ._url import Place, check_db
 from .cluster import ClusterBackend
 
-__all__ = ("ClusterBackend", "RedisBackend", "open_client", "open_url")
+__all__ = ("ClusterBackend", "RedisBackend", "RedisResults", "open_client", "open_url")
 
 _MOST_REPLICAS = 1000
 """Redis replicates to a handful; a larger number is a mistake, and would never be reached."""

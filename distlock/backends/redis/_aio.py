@@ -12,7 +12,7 @@ import anyio
 from anyio.to_thread import run_sync
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from ..base import BackendError, Busy, Claim, Grant, Inspection, Renewal, Subscription, Wake, now
+from ..base import BackendError, Busy, Claim, Done, Grant, Inspection, Renewal, Subscription, Wake, now
 from ._aio_link import AsyncLink
 from ._connect import Target
 from ._errors import mapped
@@ -24,7 +24,7 @@ from ._values import NO_INBOX, inspection, renewals
 if TYPE_CHECKING:
     from ._backend import RedisBackend
 
-__all__ = ("AsyncRedisBackend",)
+__all__ = ("AsyncRedisBackend", "by_a_scope")
 
 
 class AsyncRedisBackend:
@@ -41,7 +41,7 @@ class AsyncRedisBackend:
         route: AsyncRoute = AsyncPool(self._sync.server, self._sync.op_timeout)
         return AsyncPatient(route) if self._sync.server.moves else route
 
-    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         inbox = self._sync.inbox.expect(claim) if claim.wait else NO_INBOX
         asked_at = now()
         try:
@@ -66,25 +66,25 @@ class AsyncRedisBackend:
         try:
             await self._pool.send(frame, deadline, claim.key, self._sync.dialect.release)
         except asyncio.CancelledError:
-            if not _by_a_scope():
+            if not by_a_scope():
                 raise
-            await self._shielded(frame, deadline, claim.key)
+            await self._shielded(frame, deadline, claim.key, self._sync.dialect.release)
 
     async def release(self, grant: Grant, deadline: float) -> bool:
         frame = self._sync.leaving(grant.claim, in_flight=grant.in_flight)
         try:
             return released(await self._pool.send(frame, deadline, grant.claim.key, self._sync.dialect.release))
         except asyncio.CancelledError:
-            if not _by_a_scope():
+            if not by_a_scope():
                 raise
-            return released(await self._shielded(frame, deadline, grant.claim.key))
+            return released(await self._shielded(frame, deadline, grant.claim.key, self._sync.dialect.release))
 
-    async def _shielded(self, frame: bytes, deadline: float, key: str) -> Reply:
+    async def _shielded(self, frame: bytes, deadline: float, key: str, script: Script) -> Reply:
         """Of what gives back, which is never cut short. A shield costs as much as a request and few are cancelled, so
         that it is put up when that has come, and asked again behind it."""
         reply: Reply | None = None
         with anyio.CancelScope(shield=True):
-            reply = await self._pool.send(frame, deadline, key, self._sync.dialect.release)
+            reply = await self._pool.send(frame, deadline, key, script)
         assert reply is not None  # nobody cancels that scope
         return Reply(reply.value, again=True)
 
@@ -212,7 +212,7 @@ class AsyncPool:
             await self._guard.aclose()
 
 
-def _by_a_scope() -> bool:
+def by_a_scope() -> bool:
     """Whether it is a cancel scope that has cancelled: `Task.cancel` is not held off by a shield."""
     return anyio.current_effective_deadline() == -math.inf
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio.events import _get_running_loop
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from ..base import (
@@ -12,6 +12,7 @@ from ..base import (
     Busy,
     Claim,
     Confirmation,
+    Done,
     Fault,
     Grant,
     Guarantees,
@@ -36,6 +37,7 @@ from ._scripts import (
     SERVER,
     Dialect,
     Script,
+    beside,
     bulk,
     bulks,
     clock_key,
@@ -112,7 +114,7 @@ class RedisBackend(SyncBackend):
         """The name of the clock that gives this lock its tokens, packed."""
         return clock_key(self.namespace)
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         inbox = self.inbox.expect(claim) if claim.wait else NO_INBOX
         asked_at = now()
         try:
@@ -165,14 +167,21 @@ class RedisBackend(SyncBackend):
         return inspection(key, reply.value)
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
+        for key in self._keys(prefix, deadline, self.keys_in):
+            found = self.inspect(key, now() + self.op_timeout)  # there may be many of them
+            if found.holder is not None or found.waiters:  # else but a withdrawn claim is remembered
+                yield found
+
+    def _keys(
+        self, prefix: str, deadline: float, keys_in: Callable[[Sequence[bytes]], Iterator[str]]
+    ) -> Iterator[str]:
+        """Each of those that start with ``prefix`` once."""
         seen: set[str] = set()
         for names in self._names(prefix, deadline):
-            for key in self.keys_in(names):
+            for key in keys_in(names):
                 if key not in seen and key.startswith(prefix):
                     seen.add(key)
-                    found = self.inspect(key, now() + self.op_timeout)  # there may be many of them
-                    if found.holder is not None or found.waiters:  # else but a withdrawn claim is remembered
-                        yield found
+                    yield key
 
     def _names(self, prefix: str, deadline: float) -> Iterator[Sequence[bytes]]:
         return self._scan(self._pool, prefix)
@@ -184,6 +193,11 @@ class RedisBackend(SyncBackend):
             yield names
             if cursor == b"0":
                 return
+
+    def results(self) -> SyncBackend:
+        from ._results import RedisResults
+
+        return RedisResults(self.server, beside(self.namespace), self.op_timeout, self.replicas)
 
     def close(self) -> None:
         self._closed = True
@@ -197,7 +211,10 @@ class RedisBackend(SyncBackend):
     def native(self) -> AsyncBackend | None:
         on_asyncio = _get_running_loop() is not None  # trio has no redis driver
         # WAIT blocks its connection, which a loop has but one of.
-        return AsyncRedisBackend(self) if on_asyncio and self.server.works_on_asyncio and not self.replicas else None
+        return self._twin() if on_asyncio and self.server.works_on_asyncio and not self.replicas else None
+
+    def _twin(self) -> AsyncRedisBackend:
+        return AsyncRedisBackend(self)
 
     # Requests and replies, shared by both colours.
 
@@ -221,15 +238,15 @@ class RedisBackend(SyncBackend):
         head = self._head(self.dialect.acquire, claim.key, 5)
         return head + bulk(claim.id.encode()) + terms(claim.ttl, claim.owner, claim.reentrant, claim.about, inbox)
 
-    def answered(self, claim: Claim, asked_at: float, reply: Reply, inbox: bytes) -> Grant | Busy:
+    def answered(self, claim: Claim, asked_at: float, reply: Reply, inbox: bytes) -> Grant | Busy | Done:
         """What came of `asking`; who has the lock need not wait for it."""
         outcome = acquired(claim, asked_at, reply.value, reply.again, inbox)
         if claim.wait:
-            if isinstance(outcome, Grant):
-                self.inbox.forget(claim.id)
-            else:
+            if isinstance(outcome, Busy):
                 _, held_us, value = reply.value
                 self.inbox.ends_in(outcome, epoch(asked_at, held_us, value))
+            else:
+                self.inbox.forget(claim.id)
         return outcome
 
     def leaving(self, claim: Claim, *, queued: bool = False, in_flight: bool = False) -> bytes:

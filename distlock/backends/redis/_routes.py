@@ -109,7 +109,14 @@ class Confirmed(Route):
 
     def __init__(self, pool: Pool, server: Target, op_timeout: float, replicas: int) -> None:
         self._pool = pool
-        self._waiting = {"acquire": Pool(server, op_timeout), "renew": Pool(server, op_timeout)}
+        asking, self._renewing = Pool(server, op_timeout), Pool(server, op_timeout)
+        self._waiting = {
+            "acquire": asking,
+            "once_acquire": asking,
+            "once_complete": asking,
+            "renew": self._renewing,
+        }
+        self._pools = pool, asking, self._renewing
         self._replicas = replicas
         self._address = server.address
 
@@ -126,8 +133,8 @@ class Confirmed(Route):
         *values, count = reply.value
         if replies == 1 and isinstance(values[0], Exception):
             raise mapped(values[0], self._address, key=key) from values[0]
-        # A list is not a grant: another has the lock, and there is nothing to confirm.
-        if waiting is self._waiting["renew"] or isinstance(values[-1], int):
+        # A list is not a grant: another has the lock, and there is nothing to confirm. Nor is there of what was lost.
+        if waiting is self._renewing or (isinstance(values[-1], int) and values[-1]):
             self._check(count, key)
         return Reply(values if replies > 1 else values[0], reply.again)
 
@@ -145,10 +152,10 @@ class Confirmed(Route):
 
     def after_fork(self) -> None:
         """See `Route.after_fork`."""
-        for pool in (self._pool, *self._waiting.values()):
+        for pool in self._pools:
             pool.after_fork()
 
     def close(self) -> None:
         """Drops all connections."""
-        for pool in (self._pool, *self._waiting.values()):
+        for pool in self._pools:
             pool.close()

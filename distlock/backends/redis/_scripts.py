@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from copy import copy
 from importlib.resources import files
 
 __all__ = (
     "CLUSTER",
     "CONFIRM",
     "INSPECT",
+    "RECORDED",
     "RENEW",
     "SERVER",
     "SHARD",
     "Dialect",
     "Script",
+    "beside",
     "bulk",
     "bulks",
     "clock_key",
     "command",
     "lock_keys",
     "own_keys",
+    "record_key",
 )
 
 
@@ -34,7 +38,8 @@ class Script:
         folder = files("distlock.backends.redis") / "lua"
         text = (folder / f"{name}.lua").read_bytes()
         # A fast path may stand before the functions: making those takes longer than a free lock does.
-        for part, file in ((b"common", "common.lua"), (b"hears", f"hears_{hears}.lua")):
+        parts = (b"acquire", "acquire.lua"), (b"common", "common.lua"), (b"hears", f"hears_{hears}.lua")
+        for part, file in parts:
             text = text.replace(b"-- include %b.lua\n" % part, (folder / file).read_bytes())
         digest = hashlib.sha1(text, usedforsecurity=False).hexdigest()  # Redis names scripts so
         self.name: str = name
@@ -75,10 +80,20 @@ def lock_keys(namespace: str, key: str) -> bytes:
 
     They share a slot: Redis hashes what stands between the first ``{`` and the first ``}`` after it, and all
     three begin alike. No two collide: a namespace has no colon, a lock's own name ends in ``}``, its
-    auxiliaries in ``}:q`` and ``}:w``.
+    auxiliaries in ``}:q`` and ``}:w``; and where work is recorded, that in ``}:r``.
     """
     lock = f"distlock:{{{namespace}:{key}}}".encode()
     return bulk(lock) + bulk(lock + b":q") + bulk(lock + b":w")
+
+
+def beside(namespace: str) -> str:
+    """The namespace of work that is done once. Nobody has one of that name: a plus sign is not allowed there."""
+    return f"{namespace}+once"
+
+
+def record_key(namespace: str, key: str) -> bytes:
+    """The name of the record of work, packed."""
+    return bulk(f"distlock:{{{namespace}:{key}}}:r".encode())
 
 
 def own_keys(namespace: str, keys: Sequence[str]) -> bytes:
@@ -114,6 +129,10 @@ class Dialect:
         self.release: Script = Script("release", hears)
         self.revoke: Script = Script("revoke", hears)
         self.refresh: Script = Script("refresh", hears)
+        self.complete: Script = Script("once_complete", hears)
+        self.results: Dialect = copy(self)
+        """The same for work that can be completed: who asks for it may find that it is done."""
+        self.results.acquire = Script("once_acquire", hears)
 
 
 SERVER = Dialect("server", b"SUBSCRIBE", b"message", b"subscribe", b"unsubscribe", by_slot=False)
@@ -125,3 +144,4 @@ CLUSTER = Dialect("cluster", b"SUBSCRIBE", b"message", b"subscribe", b"unsubscri
 CONFIRM = Script("confirm")
 RENEW = Script("renew")
 INSPECT = Script("inspect")
+RECORDED = Script("once_recorded")

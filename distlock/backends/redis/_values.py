@@ -8,10 +8,10 @@ from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
-from ..base import Busy, Claim, Grant, Holder, Inspection, LeaseState, Renewal, Waiter, proven_until
+from ..base import Busy, Claim, Done, Grant, Holder, Inspection, LeaseState, Renewal, Waiter, proven_until
 from ._scripts import bulks
 
-__all__ = ("NO_INBOX", "acquired", "inspection", "milliseconds", "renewals", "terms")
+__all__ = ("NO_INBOX", "acquired", "inspection", "milliseconds", "recorded", "renewals", "terms")
 
 NO_INBOX = b"-"
 LOST = Renewal(LeaseState.LOST)
@@ -29,14 +29,22 @@ def terms(ttl: float, owner: str | None, reentrant: bool, about: str, inbox: byt
     return bulks((milliseconds(ttl), name, about.encode(), inbox))
 
 
-def acquired(claim: Claim, asked_at: float, reply: Any, in_flight: bool, inbox: bytes) -> Grant | Busy:
-    """What ``acquire.lua`` said to who asked with this inbox."""
+def acquired(claim: Claim, asked_at: float, reply: Any, in_flight: bool, inbox: bytes) -> Grant | Busy | Done:
+    """What ``acquire.lua``, or that of work, said to who asked with this inbox."""
     if isinstance(reply, int):
         return Grant(claim, reply, proven_until(asked_at, claim.ttl), in_flight)
+    if len(reply) == 2:
+        return Done(claim, *recorded(*reply), in_flight)
     pttl, held_us, value = reply
     # Who is told, or finds out by the refresh, need not ask by itself as well.
     watched = math.inf if claim.wait and inbox != NO_INBOX else None
     return Busy(claim, partial(_holder, value, held_us, pttl), watched, in_flight, pttl / 1000 if pttl >= 0 else None)
+
+
+def recorded(pttl: int, value: bytes) -> tuple[bytes, float | None]:
+    """A record, and the seconds for which it is kept. One that is not ours is handed on, to be found unreadable."""
+    version, _, rest = value.partition(b" ")
+    return rest.partition(b" ")[2] if version == b"1" else value, pttl / 1000 if pttl >= 0 else None
 
 
 def inspection(key: str, reply: Any) -> Inspection:

@@ -11,14 +11,15 @@ from anyio.to_thread import run_sync
 from redis.exceptions import ResponseError
 
 from ...base import (
-    AsyncBackend,
     BackendError,
     BackendUnavailable,
     Busy,
     Claim,
+    Done,
     Grant,
     Guarantees,
     Renewal,
+    SyncBackend,
     now,
 )
 from .._aio import AsyncRedisBackend
@@ -26,7 +27,7 @@ from .._backend import GUARANTEES, UNKNOWN, RedisBackend
 from .._connect import Server
 from .._inbox import Inbox
 from .._routes import AsyncRoute, Route
-from .._scripts import RENEW, Dialect, bulk
+from .._scripts import RENEW, Dialect, beside, bulk
 from .._slots import slot_of, tag_of
 from .._trail import share_of
 from .._values import renewals
@@ -46,6 +47,7 @@ class ClusterBackend(RedisBackend):
     def __init__(self, seeds: Sequence[Server], namespace: str, op_timeout: float, wait_replicas: int = 0) -> None:
         self.cluster: Cluster = Cluster(seeds, self._slot_of, self._route_to, op_timeout)
         self._slow: set[Address] = set()
+        self._seeds = seeds
         super().__init__(seeds[0], namespace, op_timeout, wait_replicas)
         self.address: str = self.cluster.address
 
@@ -71,7 +73,7 @@ class ClusterBackend(RedisBackend):
         """The clock of the lock's slot."""
         return bulk(b"distlock:{%b}:%b:clock" % (tag_of(self._slot_of(key)), self.namespace.encode()))
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         if not self.is_prepared(claim):
             self.prepare(claim, deadline)
         return super().acquire(claim, deadline)
@@ -89,8 +91,13 @@ class ClusterBackend(RedisBackend):
         self.cluster.look(deadline)
         return super().revoke(key, token, deadline)
 
-    def native(self) -> AsyncBackend | None:
-        return None if super().native() is None else AsyncClusterBackend(self)
+    def results(self) -> SyncBackend:
+        from ._results import ClusterResults
+
+        return ClusterResults(self._seeds, beside(self.namespace), self.op_timeout, self.replicas)
+
+    def _twin(self) -> AsyncRedisBackend:
+        return AsyncClusterBackend(self)
 
     # One request a lease, as while a slot moves some of its keys are here and others there; one write a node.
 
@@ -166,7 +173,7 @@ class AsyncClusterBackend(AsyncRedisBackend):
     def _make_route(self) -> AsyncRoute:
         return AsyncCluster(self._cluster_backend.cluster)
 
-    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    async def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         sync = self._cluster_backend
         if not sync.is_prepared(claim):
             await run_sync(sync.prepare, claim, deadline, limiter=self._connecting)

@@ -26,6 +26,7 @@ from ...base import (
     Renewal,
     Subscription,
     SyncBackend,
+    Unsupported,
     Waiter,
     Wake,
     now,
@@ -171,6 +172,14 @@ class RedlockBackend(SyncBackend):
             found = self.inspect(key, now() + self.op_timeout)  # there may be many of them
             if found.holder is not None or found.waiters:
                 yield found
+
+    def results(self) -> SyncBackend:
+        raise Unsupported(
+            "redlock keeps no results: nodes that know nothing of each other cannot record work and end its claim in"
+            " one step, so that it might be done twice; use one server, Sentinel or a Cluster for that (redis://,"
+            f" redis+sentinel://, redis+cluster://), or etcd [{self.address}]",
+            backend=self.address,
+        )
 
     def close(self) -> None:
         self._closed = True
