@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import distlock.backends.redis  # imports read files: not in an event loop
 from distlock import AsyncLease, Inspection, Lease, Lock, Manager
-from distlock.testing import colours
+from distlock.testing import Store, colours
 
 from .children import untraced
-from .servers import RedisServer
+from .servers import RedisServer, _encode
 
-__all__ = ("ASYNC", "Child", "Colour", "Connect", "Probe", "in_colours", "until")
+__all__ = (
+    "ASYNC",
+    "Child",
+    "Colour",
+    "Connect",
+    "Probe",
+    "in_colours",
+    "monitor",
+    "store_of",
+    "touching_its_keys",
+    "until",
+)
 
 ASYNC = colours.COLOURS[1:]
 PATIENCE = 40.0
@@ -133,6 +147,60 @@ class Probe:
         """How many scripts clients have run."""
         calls = self.calls()
         return calls["evalsha"] + calls["eval"]
+
+
+def store_of(url: str, node_of: Callable[[str], RedisServer], nodes: Sequence[RedisServer]) -> Store:
+    """Of several servers, of which one has the key of that name."""
+
+    def lose(key: str) -> None:
+        name = f"distlock:{{default:{key}}}"
+        node_of(name).command("DEL", name)
+
+    def left() -> list[bytes]:
+        names = [name for node in nodes for name in cast("list[bytes]", node.command("KEYS", "distlock:*"))]
+        return [name for name in names if not name.endswith(b":clock")]
+
+    return Store(connect=partial(distlock.connect, url), lose=lose, url=url, left=left)
+
+
+Lines = list[tuple[str, list[str]]]
+
+
+@contextmanager
+def monitor(server: RedisServer) -> Iterator[Lines]:
+    """What the server carries out meanwhile: for each command where it came from, and its words."""
+    lines: Lines = []
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(server.socket_path)
+        link.sendall(_encode(["AUTH", "harness", "-"]) + _encode(["MONITOR"]))
+        stream = link.makefile("rb")
+        assert stream.readline() + stream.readline() == b"+OK\r\n+OK\r\n"
+        try:
+            yield lines
+        finally:
+            server.command("ECHO", "that was it")
+            for line in stream:
+                source = re.search(rb"\[\d+ (lua)?", line)
+                words = [word.decode() for word in re.findall(rb'"((?:[^"\\]|\\.)*)"', line)]
+                if words[:2] == ["ECHO", "that was it"]:
+                    break
+                lines.append(("lua" if source and source[1] else "client", words))
+            stream.close()
+
+
+def touching_its_keys(lines: Lines) -> set[str]:
+    """The commands that scripts have carried out, on none but the keys that each was given."""
+    given: set[str] = set()
+    seen: set[str] = set()
+    for source, words in lines:
+        name = words[0].upper()
+        if name in ("EVALSHA", "EVAL"):
+            given = set(words[3 : 3 + int(words[2])])
+        elif source == "lua" and name not in ("TIME", "PUBLISH", "PUBSUB"):
+            touched = set(words[1:]) if name in ("EXISTS", "DEL") else {words[1]}
+            assert touched <= given, words
+            seen.add(name)
+    return seen
 
 
 class Child:

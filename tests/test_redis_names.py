@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -16,8 +12,8 @@ from redis.crc import key_slot
 import distlock
 from distlock import AcquireTimeout, LockLost
 
-from .redis_tools import Colour, Connect, Probe, in_colours, until
-from .servers import RedisServer, _encode
+from .redis_tools import Colour, Connect, Probe, in_colours, monitor, touching_its_keys, until
+from .servers import RedisServer
 
 ODD = (
     "a", "ab", "a/b", "a:b", "a b", " ", "\0", "\n", "\r\n", "$5\r\nhello\r\n", "*", "?", "[a]", "\\", "\\*", "'", '"',
@@ -91,7 +87,7 @@ async def test_a_prefix_is_taken_literally(colour: Colour, connect: Connect, red
 
 def test_a_script_touches_only_the_keys_it_was_given(redis_server: RedisServer, key: str) -> None:
     """redis.io, "EVAL": a key that is not in KEYS breaks on a cluster, one day."""
-    with _monitor(redis_server) as lines, distlock.connect(redis_server.url) as locks:
+    with monitor(redis_server) as lines, distlock.connect(redis_server.url) as locks:
         holder = locks.lock(key, ttl=6.0, owner="one", reentrant=True).acquire()
         again = locks.lock(key, ttl=6.0, owner="one", reentrant=True).acquire()
         with pytest.raises(AcquireTimeout):
@@ -103,42 +99,7 @@ def test_a_script_touches_only_the_keys_it_was_given(redis_server: RedisServer, 
         locks.inspect(key)
         locks._watchdog.give_up(holder._hold.grant.claim)  # by a tombstone
         until(lambda: not locks._watchdog._chores)
-    given: set[str] = set()
-    seen: set[str] = set()
-    for source, words in lines:
-        name = words[0].upper()
-        if name in ("EVALSHA", "EVAL"):
-            given = set(words[3 : 3 + int(words[2])])
-        elif source == "lua" and name not in ("TIME", "PUBLISH", "PUBSUB"):
-            touched = set(words[1:]) if name in ("EXISTS", "DEL") else {words[1]}
-            assert touched <= given, words
-            seen.add(name)
-    assert {"SET", "GET", "DEL", "PTTL", "PEXPIRE", "ZADD", "ZREM", "HSET", "HGET", "HDEL"} <= seen
-
-
-Lines = list[tuple[str, list[str]]]
-
-
-@contextmanager
-def _monitor(server: RedisServer) -> Iterator[Lines]:
-    """What the server carries out meanwhile: for each command where it came from, and its words."""
-    lines: Lines = []
-    with socket.socket(socket.AF_UNIX) as link:
-        link.connect(server.socket_path)
-        link.sendall(_encode(["AUTH", "harness", "-"]) + _encode(["MONITOR"]))
-        stream = link.makefile("rb")
-        assert stream.readline() + stream.readline() == b"+OK\r\n+OK\r\n"
-        try:
-            yield lines
-        finally:
-            server.command("ECHO", "that was it")
-            for line in stream:
-                source = re.search(rb"\[\d+ (lua)?", line)
-                words = [word.decode() for word in re.findall(rb'"((?:[^"\\]|\\.)*)"', line)]
-                if words[:2] == ["ECHO", "that was it"]:
-                    break
-                lines.append(("lua" if source and source[1] else "client", words))
-            stream.close()
+    assert {"SET", "GET", "DEL", "PTTL", "PEXPIRE", "ZADD", "ZREM", "HSET", "HGET", "HDEL"} <= touching_its_keys(lines)
 
 
 ALMOST = ["1 a 5 ~\xff {}", "1 \xff 5 - {}", "1 a 5 - \xff", "1 a 5 = []", '1 a 5 - {"p": "x"}', '1 a 5 - {"m": 1}']

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import cast
+from collections.abc import Iterator
 
 import pytest
 
-import distlock
 from distlock.testing import Conformance, Store, redis_store
 
 from .clusters import ClusterSetup
 from .etcd_servers import EtcdCluster
 from .etcd_tools import ROOT, etcd_store
+from .redis_tools import store_of
 from .redlock_tools import Nodes, redlock_store
 from .sentinels import SentinelSetup
 from .servers import RedisServer
@@ -73,7 +71,7 @@ class TestRedisSentinel(Conformance):
     def store(self, shared_sentinels: SentinelSetup) -> Store:
         if next(self._turns) % 20 == 5:
             shared_sentinels.failover()
-        return _store(shared_sentinels.url, lambda name: shared_sentinels.primary, [shared_sentinels.primary])
+        return store_of(shared_sentinels.url, lambda name: shared_sentinels.primary, [shared_sentinels.primary])
 
 
 class TestRedlock(Conformance):
@@ -157,7 +155,7 @@ class TestRedisCluster(Conformance):
         if turn % 20 == 10:
             slot = turn % 16384
             shared_cluster.migrate(slot, next(each for each in primaries if each is not shared_cluster.node_of(slot)))
-        return _store(shared_cluster.url, shared_cluster.node_of_key, shared_cluster.primaries)
+        return store_of(shared_cluster.url, shared_cluster.node_of_key, shared_cluster.primaries)
 
 
 class TestRedisUnix(Conformance):
@@ -184,15 +182,3 @@ class TestValkey(Conformance):
     @pytest.fixture
     def store(self, valkey_url: str) -> Store:
         return redis_store(valkey_url)
-
-
-def _store(url: str, node_of: Callable[[str], RedisServer], nodes: Sequence[RedisServer]) -> Store:
-    def lose(key: str) -> None:
-        name = f"distlock:{{default:{key}}}"
-        node_of(name).command("DEL", name)
-
-    def left() -> list[bytes]:
-        names = [name for node in nodes for name in cast("list[bytes]", node.command("KEYS", "distlock:*"))]
-        return [name for name in names if not name.endswith(b":clock")]
-
-    return Store(connect=partial(distlock.connect, url), lose=lose, url=url, left=left)

@@ -162,6 +162,6 @@ def read(key: str, record: bytes, expires_in: float | None) -> Operation:
             expires_in=expires_in,
             outcome=Outcome(payload if separator else None, error, problem),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         unread = Outcome(problem=f"its record cannot be read: {error}")
         return Operation(key, "completed", Waiter("?"), expires_in=expires_in, outcome=unread)

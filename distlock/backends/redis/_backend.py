@@ -172,9 +172,7 @@ class RedisBackend(SyncBackend):
             if found.holder is not None or found.waiters:  # else but a withdrawn claim is remembered
                 yield found
 
-    def _keys(
-        self, prefix: str, deadline: float, keys_in: Callable[[Sequence[bytes]], Iterator[str]]
-    ) -> Iterator[str]:
+    def _keys(self, prefix: str, deadline: float, keys_in: Callable[[Sequence[bytes]], Iterator[str]]) -> Iterator[str]:
         """Each of those that start with ``prefix`` once."""
         seen: set[str] = set()
         for names in self._names(prefix, deadline):
