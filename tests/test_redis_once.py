@@ -173,7 +173,7 @@ async def test_a_result_is_any_bytes(colour: Colour, connect: Connect, redis_ser
     """redis-py with decode_responses fails on what is no UTF-8."""
     locks, other = connect(redis_server.url), connect(redis_server.url)
     for number, payload in enumerate((b"", b"\n", b"\0\r\n$5\r\n\n\xff", bytes(range(256)) * 1000, b"\n" * 3_000_000)):
-        terms = {"serializer": Bytes(), "limit": 10_000_000}
+        terms: dict[str, Any] = {"serializer": Bytes(), "limit": 10_000_000}
         assert await do(colour, locks, f"{key}{number}", payload, **terms) == (payload, False)
         assert await do(colour, other, f"{key}{number}", b"", **terms) == (payload, True)
 
