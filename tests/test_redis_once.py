@@ -18,6 +18,7 @@ from distlock.backends.base import Claim, Grant, SyncBackend, now
 from distlock.backends.redis._scripts import CLUSTER
 from distlock.backends.redis._slots import slot_of
 from distlock.backends.redis.cluster._nodes import Cluster
+from distlock.idempotency import Once
 from distlock.testing.proxy import FaultProxy
 
 from .clusters import ClusterSetup
@@ -39,7 +40,7 @@ class Bytes:
         return data
 
 
-def once(locks: Manager, key: str, **terms: Any) -> distlock.idempotency.Once:
+def once(locks: Manager, key: str, **terms: Any) -> Once:
     return locks.once(key, ttl=TTL, lease=LEASE, **terms)
 
 
