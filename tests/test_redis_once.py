@@ -23,7 +23,7 @@ from distlock.testing.proxy import FaultProxy
 
 from .clusters import ClusterSetup
 from .redis_tools import Colour, Connect, Probe, in_colours, monitor, touching_its_keys, until
-from .servers import RedisServer
+from .servers import RedisServer, redis_binary, require_valkey
 
 TTL = 3600.0
 LEASE = 600.0
@@ -111,6 +111,23 @@ async def test_a_completion_wakes_all_who_wait_by_one_message_each_and_nobody_po
         assert spent["publish"] == len(tasks)
         assert spent["evalsha"] + spent["eval"] <= len(tasks) + 2, "one each; the script is sent whole once"
     assert left(redis_server) == {probe.name(key, ":r")}
+
+
+@in_colours()
+async def test_of_what_is_done_no_news_is_expected(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
+    """A process that once waited listens to the end: what it finds done must not pile up there."""
+    locks = connect(redis_server.url)
+    async with colour.block(once(connect(redis_server.url), key)) as work:
+        waiter = colour.start(partial(do, colour, locks, key))
+        await colour.until(lambda: results(redis_server).queued(key) == 1)
+        await colour.complete(work)
+    await waiter.result()
+    assert (await do(colour, locks, key))[1]
+    backend: Any = locks.results_manager()._backend
+    assert backend.inbox.connected
+    assert not backend.inbox._waiting
 
 
 @in_colours()
@@ -272,8 +289,8 @@ async def test_a_server_that_became_a_replica_keeps_nothing_or_all_of_it(
 
 
 UNREADABLE = (
-    b"", b"1", b"1 ", b"1 x", b"1 x ", b"1 x {}", b'1 x {"v":2}\n{}', b"1 x [1]", b'2 x {"v":1}', b"\n\0\xff",
-    b"[" * 9999,
+    b"", b"1", b"1 ", b"1 x", b"1 x ", b"1 x {}", b'1 x {"v":2}\n{}', b"1 x [1]", b"\n\0\xff", b"[" * 9999,
+    b'2 x {"v":1,"a":{},"t":1,"at":0,"took":0}\n1',
 )  # fmt: skip
 
 
@@ -315,7 +332,9 @@ def test_a_record_is_of_the_one_claim_that_held_the_work(redis_server: RedisServ
         never = mine._replace(claim=Claim("never", key, LEASE, wait=False))
         assert not complete(backend, never, b"of another")
         assert backend.recorded(key, now() + 5) is None
+        assert list(backend.records("", now() + 5)) == []
         assert complete(backend, mine, b"mine")
+        assert list(backend.records("", now() + 5)) == [key]
         for grant in (never, other._replace(claim=other.claim._replace(key=key))):
             assert not complete(backend, grant, b"of another")
         assert complete(backend, mine, b"asked again, the first one counts")
@@ -378,11 +397,30 @@ async def test_a_record_counts_when_the_replicas_have_it(
         assert await do(colour, locks, key) == ("paid", True)
 
 
-def test_a_record_asked_for_again_is_not_taken_for_confirmed(redis_server: RedisServer, key: str) -> None:
-    """A script that changes nothing would let WAIT answer at once, on a connection that has written nothing."""
-    url = f"{redis_server.url}?wait_replicas=1"
+@in_colours()
+async def test_a_claim_counts_when_the_replicas_have_it(
+    colour: Colour, connect: Connect, redis_server: RedisServer, key: str
+) -> None:
     with RedisServer(replica_of=redis_server.address) as replica:
+        await colour.until(lambda: replica.linked)
+        locks = connect(f"{redis_server.url}?wait_replicas=1", op_timeout=2.0)
+        replica.pause()
+        with pytest.raises(BackendUnavailable, match="0 of 1 replicas confirmed"):
+            await do(colour, locks, key)
+        await colour.until(lambda: not left(redis_server))
+        replica.resume()
+        assert await do(colour, locks, key) == ("done", False)
+
+
+@pytest.mark.parametrize("binary", [redis_binary, require_valkey], ids=["redis", "valkey"])
+def test_a_record_asked_for_again_is_not_taken_for_confirmed(binary: Callable[[], str | None], key: str) -> None:
+    """redis#11713: since 7.2 WAIT answers at once on a connection that has written nothing."""
+    with (
+        RedisServer(binary=binary()) as primary,
+        RedisServer(binary=binary(), replica_of=primary.address) as replica,
+    ):
         until(lambda: replica.linked)
+        url = f"{primary.url}?wait_replicas=1"
         with distlock.connect(url) as locks, distlock.connect(url) as fresh:
             backend, again = locks.results_manager()._backend, fresh.results_manager()._backend
             grant = claimed(backend, key)
