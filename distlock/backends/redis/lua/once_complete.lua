@@ -25,10 +25,19 @@ end
 
 -- include hears.lua
 
+local last = 0
 for i = 1, #waiters, 2 do
-  local inbox = string.match(waiters[i + 1], '^1 %d+ %d+ %S+ (%S+) ')
+  local alive, inbox = string.match(waiters[i + 1], '^1 (%d+) %d+ %S+ (%S+) ')
   if inbox and inbox ~= '-' then
     tell(inbox, 'w ' .. waiters[i])
+  elseif inbox and alive ~= '0' then -- a tombstone, which is needed if the record is forgotten too soon
+    redis.call('ZADD', KEYS[2], i, waiters[i])
+    redis.call('HSET', KEYS[3], waiters[i], waiters[i + 1])
+    last = math.max(last, tonumber(alive))
   end
+end
+if last > 0 then
+  redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', last))
+  redis.call('PEXPIREAT', KEYS[3], string.format('%.0f', last))
 end
 return 1

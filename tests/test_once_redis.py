@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -15,6 +15,7 @@ from redis.crc import key_slot
 import distlock
 from distlock import BackendError, BackendUnavailable, Manager, ResultUnavailable, Unsupported
 from distlock.backends.base import Claim, Grant, SyncBackend, now
+from distlock.backends.redis import RedisResults
 from distlock.backends.redis._scripts import CLUSTER
 from distlock.backends.redis._slots import slot_of
 from distlock.backends.redis.cluster._nodes import Cluster
@@ -343,6 +344,27 @@ def test_a_record_is_of_the_one_claim_that_held_the_work(redis_server: RedisServ
         assert found[0] == b"mine"
         assert backend.forget(key, now() + 5)
         assert not complete(backend, mine, b"too late")
+
+
+def test_a_request_that_comes_after_the_work_was_done_and_forgotten_comes_to_nothing(
+    redis_server: RedisServer, key: str
+) -> None:
+    """One that was withdrawn before, and nobody knows whether it has arrived."""
+    with distlock.connect(redis_server.url, op_timeout=4.0) as locks:
+        backend, probe = cast("RedisResults", locks.results_manager()._backend), results(redis_server)
+        mine, late = claimed(backend, key), Claim("late", key, LEASE, wait=False)
+        waits = backend.asking(Claim("waits", key, LEASE, wait=True), b"distlock:dead")
+        backend._pool.send(waits, now() + 5, script=backend.dialect.acquire)
+        assert probe.queued(key) == 1
+        backend.withdraw(late, now() + 5, in_flight=True)
+        assert complete(backend, mine, b"mine")
+        assert probe.queued(key) == 0
+        assert backend.forget(key, now() + 5)
+        for suffix in (":q", ":w"):
+            assert 0 < probe.ask("PTTL", probe.name(key, suffix)) <= 4000, "no longer than the tombstone is needed"
+        with pytest.raises(BackendError, match="withdrawn"):
+            backend.acquire(late, now() + 5)
+        assert isinstance(backend.acquire(Claim("next", key, LEASE, wait=False), now() + 5), Grant)
 
 
 def claimed(backend: SyncBackend, key: str) -> Grant:
