@@ -11,6 +11,9 @@ import pytest
 import distlock
 from distlock.testing import OnceConformance, Store
 
+from .zookeeper_servers import ZooKeeperServer
+from .zookeeper_tools import zookeeper_store
+
 
 @pytest.mark.may_block
 class TestMemory(OnceConformance):
@@ -23,3 +26,9 @@ class TestMemory(OnceConformance):
             lose=lambda key: backend._locks.pop(key),
             left=lambda: [*backend._locks, *backend._wakes, *backend._records],
         )
+
+
+class TestZooKeeper(OnceConformance):
+    @pytest.fixture
+    def store(self, shared_zookeeper: ZooKeeperServer) -> Store:
+        return zookeeper_store(shared_zookeeper.url, lambda: shared_zookeeper)

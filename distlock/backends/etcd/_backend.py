@@ -12,6 +12,7 @@ from ..base import (
     Busy,
     Claim,
     DistLockError,
+    Done,
     Fault,
     Grant,
     Guarantees,
@@ -81,7 +82,7 @@ class EtcdBackend(PlacedBackend[Place]):
         elif not place.revision and not place.unknown:  # etcd has heard nothing of it
             self._drop(place)
 
-    def _answered(self, place: Place, claim: Claim, outcome: Grant | Busy) -> None:
+    def _answered(self, place: Place, claim: Claim, outcome: Grant | Busy | Done) -> None:
         if isinstance(outcome, Grant):
             self._watches.forget(claim.id)
         elif not claim.wait:  # nobody withdraws it

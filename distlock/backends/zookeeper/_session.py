@@ -16,7 +16,7 @@ from kazoo.protocol.states import KazooState
 
 from .._clerk import Clerk
 from ..base import BackendError, BackendUnavailable, Unsupported, now, seconds_left
-from ._client import Handle, Link, batches, check
+from ._client import Handle, Link, Watcher, batches, check
 from ._errors import is_answer, mapped
 from ._life import TOLD, Life
 from ._url import Place
@@ -176,6 +176,10 @@ class Session:
     def ask(self, life: Life, request: Any) -> Handle:
         """Sends it, from any thread; what comes of it is for `answers`."""
         return self._link.send([request], life.id)[0]
+
+    def unwatch(self, life: Life, path: str, watcher: Watcher) -> None:
+        """See `Link.unwatch`."""
+        self._link.unwatch(path, watcher, life.id)
 
     def carry_out(self, life: Life, errand: Errand[T], deadline: float, key: str | None = None) -> T:
         """To its end."""
