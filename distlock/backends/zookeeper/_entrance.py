@@ -100,8 +100,9 @@ class Entrance:
 
     def _enter(self, place: Place, life: Life, claim: Claim, deadline: float) -> Grant | Busy | Done | None:
         create = Create2(place.stem, place.value, self._acl, EPHEMERAL_SEQUENTIAL)
-        requests = [create, GetChildren(place.parent, None), *self._beside_line(place)]
-        made, children, *place.beside = place.session.call(life, requests, deadline, claim.key)
+        ahead, beside = self._ahead_of_line(place), self._beside_line(place)
+        requests = [*ahead, create, GetChildren(place.parent, None), *beside]
+        made, children, *place.beside = place.session.call(life, requests, deadline, claim.key)[len(ahead) :]
         if isinstance(made, NoNodeError):
             self._make_parents(place, life, deadline)
             return None
@@ -117,12 +118,15 @@ class Entrance:
         """Those that are there already do no harm."""
         root = len(parents_of(self._layout.chroot)) if self._layout.chroot else 0
         requests = [
-            (Create2(path, b"", self._acl, 0) if number < root else CreateContainer(path, b"", self._acl, CONTAINER))
+            (Create2(path, b"", self._acl, 0) if number < root else self._container(path))
             for number, path in enumerate(parents_of(place.parent))
         ]
         for outcome in place.session.call(life, requests, deadline, place.claim.key)[-1:]:
             if isinstance(outcome, Exception) and not isinstance(outcome, (NodeExistsError, NoNodeError)):
                 raise mapped(outcome, place.session.address, key=place.claim.key) from outcome
+
+    def _container(self, path: str) -> CreateContainer:
+        return CreateContainer(path, b"", self._acl, CONTAINER)
 
     def _find(self, place: Place, life: Life, deadline: float) -> None:
         """A creation was not answered. What has come of it is certain behind a `Sync` in the same session."""
@@ -252,7 +256,10 @@ class Entrance:
             raise self._unavailable("the session is not proven to be there", place)
         return Grant(claim, place.czxid, until, until=asked_at + claim.ttl)
 
-    # For a store in which the line alone does not decide: what is asked in the same round trip, for `Place.beside`.
+    # For a store in which the line alone does not decide: what is asked in the same round trip, and its answers.
+
+    def _ahead_of_line(self, place: Place) -> Sequence[Any]:
+        return ()
 
     def _beside_line(self, place: Place) -> Sequence[Any]:
         return ()

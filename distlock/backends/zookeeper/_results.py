@@ -136,6 +136,9 @@ class ResultsEntrance(Entrance):
         super().after_fork()
         self.board = Board(self.watches)
 
+    def _ahead_of_line(self, place: Place) -> Sequence[Any]:
+        return (self._container(place.parent),)  # most names are new
+
     def _beside_line(self, place: Place) -> Sequence[Any]:
         return (GetData(_seat(place).record, None),)
 

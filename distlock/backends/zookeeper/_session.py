@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from kazoo.exceptions import AuthFailedError, NoNodeError
+from kazoo.exceptions import AuthFailedError, NoNodeError, SessionExpiredError
 from kazoo.protocol.states import KazooState
 
 from .._clerk import Clerk
@@ -100,6 +100,8 @@ class Session:
             life.sent(at)
 
     def failed(self, error: BaseException) -> None:
+        if isinstance(error, SessionExpiredError):  # a server has said so, and the next session is about to be made
+            return
         with self._mutex:
             self._failures += 1
             self._error = str(error) or type(error).__name__  # not itself, whose traceback holds on to a socket
