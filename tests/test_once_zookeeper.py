@@ -13,7 +13,8 @@ import distlock
 from distlock import BackendError, BackendUnavailable, LockLost, ResultUnavailable
 from distlock.backends.base import Busy, Claim, Done, Grant
 from distlock.backends.zookeeper import _results
-from distlock.backends.zookeeper._results import Record, Seat, ZooKeeperResults
+from distlock.backends.zookeeper._results import ZooKeeperResults
+from distlock.backends.zookeeper._work import Record, Seat
 from distlock.testing.proxy import FaultProxy
 
 from .backend_tools import claim_of, granted, queued, soon
@@ -130,6 +131,7 @@ def test_those_who_wait_are_told_at_once(
     store: ZooKeeperResults, other: ZooKeeperResults, shared_zookeeper: ZooKeeperServer
 ) -> None:
     """By one watch, and one look at the record."""
+    store._entrance._asking = True  # nobody wants to know who is at it
     grant = granted(other, claim_of())
     claims = [claim_of(wait=True) for _ in range(100)]
     woken = [threading.Event() for _ in claims]
@@ -139,8 +141,11 @@ def test_those_who_wait_are_told_at_once(
     spy = Spy(session_of(store))
     assert complete(other, grant)
     assert all(event.wait(20) for event in woken[1:])
-    assert {done(store, claim) for claim in claims} == {b"done"}
+    assert done(store, claims[0]) == b"done"
+    wait_until(lambda: store._places.find(claims[0].id) is None, "the first of them to be gone before the next comes")
+    assert {done(store, claim) for claim in claims[1:]} == {b"done"}
     wait_until(lambda: not store._places.all(), "their nodes to be deleted")
+    assert "GetChildren" not in spy.asked
     assert sorted(spy.asked) == ["Delete"] * 100 + ["GetData"]
     assert line(shared_zookeeper) == []
     wait_until(lambda: shared_zookeeper.watches() == 0, "the last watch to go")
@@ -196,6 +201,23 @@ def test_what_was_done_before_the_watch_was_set_is_seen(store: ZooKeeperResults,
 
     spy.after = finish
     assert done(store, claim_of(wait=True)) == b"done"
+
+
+def test_what_is_done_while_who_comes_next_tarries_is_seen(
+    store: ZooKeeperResults, other: ZooKeeperResults, shared_zookeeper: ZooKeeperServer
+) -> None:
+    """It is done just before the watch is set, which would not call any more."""
+    with kept(shared_zookeeper.url) as slow:
+        grant, spy = granted(other, claim_of()), Spy(session_of(store))
+        queued(slow, claim_of(wait=True))
+
+        def finish(names: Any) -> None:
+            if "Create2" in names:
+                spy.after = lambda names: None
+                complete(other, grant)
+
+        spy.after = finish
+        assert done(store, claim_of(wait=True)) == b"done"
 
 
 def test_what_was_done_while_the_connection_was_lost_is_seen_when_it_is_back(
@@ -388,7 +410,7 @@ def test_who_takes_over_leaves_no_watch(
 
 
 def test_a_watch_that_has_called_just_then_is_no_error(store: ZooKeeperResults) -> None:
-    """kazoo does not know the server's answer, and would give the connection up."""
+    """kazoo before 2.11 does not know the server's answer, which ends its thread."""
     granted(store, claim_of())
     session = session_of(store)
     life = session.alive(soon(), None)
@@ -412,9 +434,11 @@ def test_only_what_is_over_is_swept(
     at_work = granted(other, claim_of("at work"))
     do_briefly(store, "done again")
     again = granted(other, claim_of("done again"))
+    spy = Spy(session_of(store))
     store._sweep(claim_of())
     wait_until(lambda: store._tidier._jobs == [] and len(list(_records(shared_zookeeper))) == 4, "it to be swept")
     assert sorted(_records(shared_zookeeper)) == ["done again", "kept 0", "kept 1", "kept 2"]
+    assert spy.asked.count("Create2") == 6  # for each that is over
     assert complete(other, at_work)
     assert complete(other, again)
     assert sorted(store.records("", soon())) == ["at work", "done again", "kept 0", "kept 1", "kept 2"]
@@ -434,11 +458,11 @@ def test_what_was_written_anew_since_it_was_looked_at_is_not_swept(
 ) -> None:
     """Another sweeper was first; then the work was done again. The record has the same version."""
     do_briefly(other)
-    (found,) = store._survey(["k"], soon())
+    (found,), before = store._survey(["k"], soon()), version(shared_zookeeper)
     assert found.left <= 0
     other._sweep_away(claim_of(), "k")
     do(other, text=b"again")
-    assert version(shared_zookeeper) == found.version
+    assert version(shared_zookeeper) == before
     store._sweep_away(claim_of(), "k")
     assert done(store, claim_of()) == b"again"
 

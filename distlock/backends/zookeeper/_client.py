@@ -61,7 +61,7 @@ class _RemoveWatches(namedtuple("_RemoveWatches", "path")):
 
 
 class _NoWatcherError(ZookeeperError):  # type: ignore[misc]
-    """It has called in the meantime. To kazoo such an answer would be the end of the connection."""
+    """It has called in the meantime. An answer that kazoo does not know, as before 2.11, ends its thread."""
 
 
 _ON_DATA = (2).to_bytes(4, "big")

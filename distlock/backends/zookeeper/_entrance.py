@@ -250,7 +250,7 @@ class Entrance:
                 return None
             place.granted = True
         self.watches.leads(place.session, place.node)
-        place.leave_session()
+        place.session.waiters.discard(claim.id)
         until = min(life.deadline, proven_until(asked_at, claim.ttl))
         if until <= now():
             raise self._unavailable("the session is not proven to be there", place)

@@ -1,23 +1,11 @@
-"""Work that is done once: a line as that for a lock, beside which there is the record of what came of it.
+"""The store of what came of work that is done once: completing, looking, and deleting what is over.
 
-::
-
-    /distlock/<namespace>+once/<name>/lock-<claim id>-<sequence>    who is at the work, and who waits for it
-    /distlock/<namespace>+once/<name>/result                        its record
-
-A record is written by who is the first in the line, in one transaction with the deletion of its node: it is there
-before another is the first. And whoever learns that it is the first looks for the record after that, in the same
-session.
-
-ZooKeeper keeps a record until it is deleted. That it is over is for the servers' clock to say: its time counts from
-when it was written up to when another node was, both as the leader has noted it. The next one who completes the work
-puts the new record in its place.
+Who is at the work, and when it is over, is told in `_work`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,19 +18,15 @@ from kazoo.protocol.serialization import Create, Delete, Exists, GetData, SetDat
 from .._dice import DICE
 from ..base import BackendError, Busy, Claim, Done, Grant, SyncBackend, now
 from ._backend import ZooKeeperBackend
-from ._board import Board
 from ._client import ANY_VERSION, acl_of
 from ._entrance import TRIES, Entrance
 from ._errors import mapped
-from ._life import Life
 from ._places import Place
-from ._session import Session
 from ._url import Place as Address
-from ._values import Layout
+from ._work import RECORD, Record, Seat, WorkEntrance, seat_of
 
 __all__ = ("ZooKeeperResults",)
 
-RECORD = "result"
 LARGEST = 1_000_000
 """Bytes: a server takes no request above a megabyte (jute.maxbuffer), and some of it are names."""
 PAGE = 20
@@ -59,139 +43,11 @@ _SWEEPER = "distlock, which deletes a result that is over"
 _CHANGED = (NodeExistsError, NoNodeError, BadVersionError)
 
 
-class Record(NamedTuple):
-    """What is in its node: a version, who did the work, for how many seconds it is kept, and what is to be kept."""
-
-    claim_id: str
-    keep: float
-    text: bytes
-
-    @property
-    def value(self) -> bytes:
-        return f"1 {self.claim_id} {self.keep!r} ".encode() + self.text
-
-    @classmethod
-    def read(cls, value: bytes) -> Record:
-        """One of another format is kept for ever, and is for who has asked to make sense of."""
-        try:
-            version, claim_id, keep, text = value.split(b" ", 3)
-            if version == b"1":
-                return cls(claim_id.decode(), float(keep), text)
-        except ValueError:
-            pass
-        return cls("", math.inf, value)
-
-    def left(self, written: int, time: int) -> float:
-        """Seconds for which it is kept from ``time`` on; both in milliseconds, by the servers' clock."""
-        return self.keep - max(0, time - written) / 1000
-
-    def lasts(self, left: float) -> float | None:
-        return None if left == math.inf else left
-
-
 class _Found(NamedTuple):
     key: str
     record: Record
-    version: int
     left: float
     """Seconds for which it is kept; 0 or less: it is over."""
-
-
-class Seat(Place):
-    """The place of a claim on work."""
-
-    __slots__ = ("board", "made_at", "over", "told")
-
-    def __init__(self, claim: Claim, layout: Layout, session: Session, board: Board) -> None:
-        super().__init__(claim, layout, session)
-        self.board = board
-        self.made_at = 0
-        """When its node was made, in milliseconds by the servers' clock."""
-        self.over: Any = None
-        """The stat of a record that is there, but over."""
-        self.told: Any = None
-        """The record and its stat, as read when the watch on it had called."""
-
-    @property
-    def record(self) -> str:
-        return f"{self.parent}/{RECORD}"
-
-    def stands(self, node: str, stat: Any) -> None:
-        super().stands(node, stat)
-        self.made_at = stat.ctime
-
-    def leave_session(self) -> None:
-        super().leave_session()
-        self.board.leave(self, self.record)
-
-    def vanished(self) -> None:
-        super().vanished()
-        self.over = self.told = None
-
-
-class ResultsEntrance(Entrance):
-    """Whoever is the first in the line, and then finds no record, is at the work."""
-
-    def after_fork(self) -> None:
-        super().after_fork()
-        self.board = Board(self.watches)
-
-    def _ahead_of_line(self, place: Place) -> Sequence[Any]:
-        return (self._container(place.parent),)  # most names are new
-
-    def _beside_line(self, place: Place) -> Sequence[Any]:
-        return (GetData(_seat(place).record, None),)
-
-    def _beside_watch(self, place: Place) -> Sequence[Any]:
-        seat = _seat(place)
-        return (Exists(seat.record, self.board.aim(seat, seat.record)),)
-
-    def _look(self, place: Place, life: Life, claim: Claim, deadline: float) -> Grant | Busy | Done | None:
-        seat = _seat(place)
-        seat.beside = []  # of an earlier look at the line
-        told, seat.told = seat.told, None
-        done = None if told is None else self._done(seat, claim, told)
-        if done is None and seat.second and seat.gone and not seat.granted:
-            done = self._done(seat, claim, self._read(seat, life, deadline))
-        return done or super()._look(seat, life, claim, deadline)
-
-    def _decide(
-        self, place: Place, life: Life, claim: Claim, children: list[str], deadline: float
-    ) -> Grant | Busy | Done | None:
-        seat = _seat(place)
-        found, seat.beside = seat.beside, []
-        if not found and RECORD in children:  # the line and the record, as they were at the same moment
-            found = [self._read(seat, life, deadline)]
-        done = self._done(seat, claim, found[0]) if found else None
-        return done or super()._decide(seat, life, claim, children, deadline)
-
-    def _queued(self, place: Place, life: Life, claim: Claim, first: str, before: str, deadline: float) -> Busy | None:
-        busy = super()._queued(place, life, claim, first, before, deadline)
-        seat = _seat(place)
-        (stat,), seat.beside = seat.beside, []
-        if stat is not None and (seat.over is None or stat.mzxid != seat.over.mzxid):
-            return None  # it has come in the meantime
-        return busy
-
-    @staticmethod
-    def _read(seat: Seat, life: Life, deadline: float) -> Any:
-        (found,) = seat.session.call(life, [GetData(seat.record, None)], deadline, seat.claim.key)
-        return found
-
-    @staticmethod
-    def _done(seat: Seat, claim: Claim, found: Any) -> Done | None:
-        """By the record, if one was found that is not over."""
-        seat.over = None
-        if isinstance(found, NoNodeError):
-            return None
-        if isinstance(found, Exception):
-            raise mapped(found, seat.session.address, key=claim.key) from found
-        record, stat = Record.read(found[0]), found[1]
-        left = record.left(stat.mtime, seat.made_at)
-        if left <= 0:
-            seat.over = stat
-            return None
-        return Done(claim, record.text, record.lasts(left))
 
 
 class ZooKeeperResults(ZooKeeperBackend):
@@ -207,10 +63,10 @@ class ZooKeeperResults(ZooKeeperBackend):
         self._swept = itertools.count()
 
     def _enter_by(self, *args: Any) -> Entrance:
-        return ResultsEntrance(*args)
+        return WorkEntrance(*args)
 
     def _place_of(self, claim: Claim) -> Place:
-        return Seat(claim, self._layout, self._sessions.get(claim.ttl), cast("ResultsEntrance", self._entrance).board)
+        return Seat(claim, self._layout, self._sessions.get(claim.ttl), cast("WorkEntrance", self._entrance).board)
 
     def _answered(self, place: Place, claim: Claim, outcome: Grant | Busy | Done) -> None:
         if isinstance(outcome, Done):  # its node is deleted behind the caller's back
@@ -231,7 +87,7 @@ class ZooKeeperResults(ZooKeeperBackend):
         if len(value) > LARGEST:
             raise self._error(f"a record of {len(value)} bytes is too large: at most {LARGEST} are kept", claim)
         place = self._keeping.held(grant)
-        kept = place is not None and self._leave_behind(_seat(place), value, deadline)
+        kept = place is not None and self._leave_behind(seat_of(place), value, deadline)
         kept = kept or self._is_ours(claim, deadline)
         place = self._places.find(claim.id)
         if place is not None:
@@ -291,15 +147,11 @@ class ZooKeeperResults(ZooKeeperBackend):
         return None
 
     def forget(self, key: str, deadline: float) -> bool:
+        if self.recorded(key, deadline) is None:
+            return False
         session = self._sessions.any()
-        while True:
-            found = next(self._survey([key], deadline), None)
-            if found is None or found.left <= 0:
-                return False
-            life = session.alive(deadline, key)
-            (outcome,) = session.call(life, [Delete(self._path(key), found.version)], deadline, key)
-            if not isinstance(outcome, BadVersionError):
-                return self._is_there(outcome, key)
+        (outcome,) = session.call(session.alive(deadline, key), [Delete(self._path(key), ANY_VERSION)], deadline, key)
+        return self._is_there(outcome, key)
 
     def records(self, prefix: str, deadline: float) -> Iterator[str]:
         names = self._children(self._sessions.any(), self._layout.root, deadline)
@@ -317,8 +169,8 @@ class ZooKeeperResults(ZooKeeperBackend):
         if self._is_there(written):  # else nothing is
             for key, each in zip(keys, found, strict=True):
                 if self._is_there(each, key):
-                    record, stat = Record.read(each[0]), each[1]
-                    yield _Found(key, record, stat.version, record.left(stat.mtime, written.mtime))
+                    record = Record.read(each[0])
+                    yield _Found(key, record, record.left(each[1].mtime, written.mtime))
 
     def _is_there(self, outcome: Any, key: str | None = None) -> bool:
         if isinstance(outcome, Exception) and not isinstance(outcome, NoNodeError):
@@ -364,16 +216,12 @@ class ZooKeeperResults(ZooKeeperBackend):
         deadline = now() + SWEEP_TIMEOUT
         try:
             granted, place = isinstance(self.acquire(own, deadline), Grant), self._places.find(own.id)
-            if place is not None and granted and _seat(place).over is not None:
-                self._leave_behind(_seat(place), None, deadline)
+            if place is not None and granted and seat_of(place).over is not None:
+                self._leave_behind(seat_of(place), None, deadline)
         finally:
             place = self._places.find(own.id)
             if place is not None and not place.doomed:
                 self.withdraw(own, now() + SWEEP_TIMEOUT, in_flight=True)
-
-
-def _seat(place: Place) -> Seat:
-    return cast("Seat", place)
 
 
 def _first_error(outcomes: Any) -> Exception | None:
