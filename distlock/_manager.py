@@ -359,7 +359,8 @@ class Manager:
         if self._results is not None:
             self._results.close()
         for hold in self._watchdog.holds:
-            hold.lose("its manager was closed")
+            if not hold.saving:  # there is one last try for that
+                hold.lose("its manager was closed")
         self._watchdog.close()
         self._backend.close()
 

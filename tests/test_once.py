@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import distlock
 from distlock.testing import OnceConformance, Store
 
-from .zookeeper_servers import ZooKeeperServer
+from .etcd_servers import EtcdCluster, EtcdServer
+from .etcd_tools import etcd_store
+from .zookeeper_servers import ZooKeeperEnsemble, ZooKeeperServer
 from .zookeeper_tools import zookeeper_store
 
 
@@ -28,7 +31,36 @@ class TestMemory(OnceConformance):
         )
 
 
+class TestEtcd(OnceConformance):
+    @pytest.fixture
+    def store(self, shared_etcd: EtcdServer) -> Store:
+        return etcd_store(shared_etcd.url, lambda: shared_etcd)
+
+
 class TestZooKeeper(OnceConformance):
     @pytest.fixture
     def store(self, shared_zookeeper: ZooKeeperServer) -> Store:
         return zookeeper_store(shared_zookeeper.url, lambda: shared_zookeeper)
+
+
+@pytest.mark.topology
+class TestEtcdCluster(OnceConformance):
+    """Three members, which lead in turn."""
+
+    _turns = itertools.count(1)
+
+    @pytest.fixture
+    def store(self, shared_etcd_cluster: EtcdCluster) -> Store:
+        turn = next(self._turns)
+        if turn % 20 == 5:
+            shared_etcd_cluster.lead(turn // 20 % 3)
+        return etcd_store(shared_etcd_cluster.url, lambda: shared_etcd_cluster.any)
+
+
+@pytest.mark.topology
+class TestZooKeeperEnsemble(OnceConformance):
+    """Three members."""
+
+    @pytest.fixture
+    def store(self, shared_zookeeper_ensemble: ZooKeeperEnsemble) -> Store:
+        return zookeeper_store(shared_zookeeper_ensemble.url, lambda: shared_zookeeper_ensemble.any)

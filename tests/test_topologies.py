@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 import distlock
-from distlock.testing import Conformance, OnceConformance, Store, redis_store
+from distlock.testing import Conformance, Store, redis_store
 
 from .clusters import ClusterSetup
 from .etcd_servers import EtcdCluster
@@ -108,14 +108,6 @@ class TestEtcdLosingMembers(Conformance):
 
 
 class TestZooKeeperEnsemble(Conformance):
-    """Three members."""
-
-    @pytest.fixture
-    def store(self, shared_zookeeper_ensemble: ZooKeeperEnsemble) -> Store:
-        return zookeeper_store(shared_zookeeper_ensemble.url, lambda: shared_zookeeper_ensemble.any)
-
-
-class TestOnceZooKeeperEnsemble(OnceConformance):
     """Three members."""
 
     @pytest.fixture
