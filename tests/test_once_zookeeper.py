@@ -364,6 +364,14 @@ def test_a_record_that_is_too_large_is_not_sent(store: ZooKeeperResults) -> None
     assert len(done(store, claim_of())) == _results.LARGEST - 100
 
 
+def test_work_with_a_result_that_is_too_large_is_not_done_again(shared_zookeeper: ZooKeeperServer) -> None:
+    with distlock.connect(shared_zookeeper.url) as locks:
+        with locks.once("k", ttl=KEEP, limit=10**7) as work, pytest.raises(ResultUnavailable):
+            work.complete("x" * _results.LARGEST)
+        with locks.once("k", ttl=KEEP) as work, pytest.raises(ResultUnavailable, match="too large"):
+            work.result  # noqa: B018
+
+
 def test_a_record_of_another_format_is_kept(store: ZooKeeperResults, shared_zookeeper: ZooKeeperServer) -> None:
     for value in (b"", b"x", b"2 abc 600 x", b"1 abc soon x"):
         shared_zookeeper.client().create(f"{folder('new')}/result", value, makepath=True)
