@@ -332,7 +332,6 @@ class Link:
 
     def unwatch(self, path: str, watcher: Watcher, session_id: int) -> None:
         """That watch on a node's data is not wanted any more. Does not wait for the answer."""
-
         (handle,) = self.send([_RemoveWatches(path)], session_id)
 
         def answered(_: object) -> None:

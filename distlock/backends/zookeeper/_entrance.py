@@ -118,7 +118,7 @@ class Entrance:
         """Those that are there already do no harm."""
         root = len(parents_of(self._layout.chroot)) if self._layout.chroot else 0
         requests = [
-            (Create2(path, b"", self._acl, 0) if number < root else self._container(path))
+            Create2(path, b"", self._acl, 0) if number < root else self._container(path)
             for number, path in enumerate(parents_of(place.parent))
         ]
         for outcome in place.session.call(life, requests, deadline, place.claim.key)[-1:]:

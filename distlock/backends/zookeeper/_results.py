@@ -115,9 +115,8 @@ class ZooKeeperResults(ZooKeeperBackend):
                 raise mapped(error, self.address, key=key) from error
             if value is None or isinstance(outcomes[0], NoNodeError):
                 return False
-            (seat.over,) = session.call(
-                life, [Exists(seat.record, None)], deadline, key
-            )  # it was forgotten, if not seen
+            # Nobody else writes while its node is there: the record was deleted, or is an old one that was not seen.
+            (seat.over,) = session.call(life, [Exists(seat.record, None)], deadline, key)
         raise self._error("the record changes all the time", seat.claim)
 
     def _swap(self, seat: Seat, value: bytes | None) -> Any:

@@ -63,7 +63,9 @@ class Record(NamedTuple):
         """Seconds for which it is kept from ``time`` on; both in milliseconds, by the servers' clock."""
         return self.keep - max(0, time - written) / 1000
 
-    def lasts(self, left: float) -> float | None:
+    @staticmethod
+    def lasts(left: float) -> float | None:
+        """That, as it is told to others."""
         return None if left == math.inf else left
 
 
