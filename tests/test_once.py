@@ -19,6 +19,8 @@ from .etcd_tools import etcd_store
 from .redis_tools import store_of, until
 from .sentinels import SentinelSetup
 from .servers import RedisServer
+from .zookeeper_servers import ZooKeeperEnsemble, ZooKeeperServer
+from .zookeeper_tools import zookeeper_store
 
 
 @pytest.mark.may_block
@@ -38,6 +40,12 @@ class TestEtcd(OnceConformance):
     @pytest.fixture
     def store(self, shared_etcd: EtcdServer) -> Store:
         return etcd_store(shared_etcd.url, lambda: shared_etcd)
+
+
+class TestZooKeeper(OnceConformance):
+    @pytest.fixture
+    def store(self, shared_zookeeper: ZooKeeperServer) -> Store:
+        return zookeeper_store(shared_zookeeper.url, lambda: shared_zookeeper)
 
 
 @pytest.mark.topology
@@ -110,3 +118,12 @@ class TestRedisCluster(OnceConformance):
         if turn % 20 == 5:
             shared_cluster.failover(primaries[turn // 20 % len(primaries)])
         return store_of(shared_cluster.url, shared_cluster.node_of_key, shared_cluster.primaries)
+
+
+@pytest.mark.topology
+class TestZooKeeperEnsemble(OnceConformance):
+    """Three members."""
+
+    @pytest.fixture
+    def store(self, shared_zookeeper_ensemble: ZooKeeperEnsemble) -> Store:
+        return zookeeper_store(shared_zookeeper_ensemble.url, lambda: shared_zookeeper_ensemble.any)

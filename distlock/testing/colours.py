@@ -233,6 +233,7 @@ class World(Colour):
         manager, _ = await self.tap()
         tap = (await self.aside(manager.results_manager))._backend
         assert isinstance(tap, Tap)
+        self._exits.callback(tap.backend.close)
         return manager, tap
 
     async def inspect(self, key: str, manager: Manager | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from kazoo.exceptions import NoNodeError
 from kazoo.protocol.serialization import Delete, GetChildren, GetData, Sync
@@ -25,6 +26,7 @@ from ..base import (
     LeaseState,
     Renewal,
     Subscription,
+    SyncBackend,
     Unsupported,
     Wake,
     now,
@@ -68,16 +70,28 @@ class ZooKeeperBackend(PlacedBackend[ClaimPlace]):
 
     def __init__(self, place: Place, namespace: str, op_timeout: float) -> None:
         super().__init__("zookeeper", place.address, op_timeout)
+        self._at = place, namespace
         self._layout = Layout(namespace, place.layout, place.chroot, place.path)
         self._watches = Watches(self._called)
         self._sessions = Sessions(place, self._clerk, self._changed, self._watches)
-        self._places = Places(lambda claim: ClaimPlace(claim, self._layout, self._sessions.get(claim.ttl)))
-        self._entrance = Entrance(
+        self._places = Places(self._place_of)
+        self._entrance = self._enter_by(
             self._layout, acl_of(place), self._tidier, self._sessions, self._watches, self._places
         )
         self._keeping = Keeping(self._places)
 
-    def _ask(self, place: ClaimPlace, claim: Claim, deadline: float) -> Grant | Busy:
+    def _place_of(self, claim: Claim) -> ClaimPlace:
+        return ClaimPlace(claim, self._layout, self._sessions.get(claim.ttl))
+
+    def _enter_by(self, *args: Any) -> Entrance:
+        return Entrance(*args)
+
+    def results(self) -> SyncBackend:
+        from ._results import ZooKeeperResults  # which is one of these
+
+        return ZooKeeperResults(*self._at, self._op_timeout)
+
+    def _ask(self, place: ClaimPlace, claim: Claim, deadline: float) -> Grant | Busy | Done:
         return self._entrance.ask(place, claim, deadline)
 
     def _answered(self, place: ClaimPlace, claim: Claim, outcome: Grant | Busy | Done) -> None:

@@ -10,15 +10,16 @@ import inspect
 import select
 import socket
 import ssl
+from collections import namedtuple
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from kazoo.client import KazooClient
-from kazoo.exceptions import ConnectionDropped, SessionExpiredError
+from kazoo.exceptions import EXCEPTIONS, ConnectionDropped, SessionExpiredError, ZookeeperError
 from kazoo.handlers.threading import AsyncResult, SequentialThreadingHandler
 from kazoo.protocol.connection import AUTH_XID, ConnectionHandler
-from kazoo.protocol.serialization import Auth, CheckVersion, Create2, Delete, Sync, Transaction
+from kazoo.protocol.serialization import Auth, CheckVersion, Create2, Delete, SetData, Sync, Transaction, write_string
 from kazoo.protocol.states import KazooState
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE
 
@@ -46,7 +47,26 @@ class CreateContainer(Create2):  # type: ignore[misc]
     type = 19
 
 
-_BY_MAJORITY = (Create2, Delete, Transaction)
+class _RemoveWatches(namedtuple("_RemoveWatches", "path")):
+    """Of those on a node's data, or on its coming. kazoo has no such request."""
+
+    type = 18
+
+    def serialize(self) -> bytes:
+        return bytes(write_string(self.path)) + _ON_DATA
+
+    @staticmethod
+    def deserialize(_: bytes, __: int) -> bool:
+        return True
+
+
+class _NoWatcherError(ZookeeperError):  # type: ignore[misc]
+    """It has called in the meantime. An answer that kazoo does not know, as before 2.11, ends its thread."""
+
+
+_ON_DATA = (2).to_bytes(4, "big")
+EXCEPTIONS.setdefault(-121, _NoWatcherError)
+_BY_MAJORITY = (Create2, Delete, SetData, Transaction)
 _BY_LEADER = (*_BY_MAJORITY, Sync)
 
 
@@ -309,6 +329,19 @@ class Link:
             handles.append(Handle(request, result, now()))
             client._call(request, result)
         return handles
+
+    def unwatch(self, path: str, watcher: Watcher, session_id: int) -> None:
+        """That watch on a node's data is not wanted any more. Does not wait for the answer."""
+        (handle,) = self.send([_RemoveWatches(path)], session_id)
+
+        def answered(_: object) -> None:
+            watchers = self._client._data_watchers
+            if handle.result.successful():  # else it has called, or went with the connection
+                watchers[path].discard(watcher)
+                if not watchers[path]:
+                    del watchers[path]
+
+        handle.result.rawlink(answered)
 
     def drop(self) -> None:
         """The connection is of no use: kazoo is to look for another member."""

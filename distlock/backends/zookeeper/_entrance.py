@@ -24,6 +24,7 @@ from ..base import (
     Busy,
     Claim,
     DistLockError,
+    Done,
     Grant,
     Holder,
     now,
@@ -74,7 +75,7 @@ class Entrance:
         self._curious: dict[str, Place] = {}
         self._asking = False
 
-    def ask(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy:
+    def ask(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | Done:
         """One attempt."""
         self._called.pop(claim.id, None)
         session = place.session
@@ -97,16 +98,18 @@ class Entrance:
 
     # Not in the line yet.
 
-    def _enter(self, place: Place, life: Life, claim: Claim, deadline: float) -> Grant | Busy | None:
+    def _enter(self, place: Place, life: Life, claim: Claim, deadline: float) -> Grant | Busy | Done | None:
         create = Create2(place.stem, place.value, self._acl, EPHEMERAL_SEQUENTIAL)
-        made, children = place.session.call(life, [create, GetChildren(place.parent, None)], deadline, claim.key)
+        ahead, beside = self._ahead_of_line(place), self._beside_line(place)
+        requests = [*ahead, create, GetChildren(place.parent, None), *beside]
+        made, children, *place.beside = place.session.call(life, requests, deadline, claim.key)[len(ahead) :]
         if isinstance(made, NoNodeError):
             self._make_parents(place, life, deadline)
             return None
         if isinstance(made, Exception):
             raise mapped(made, place.session.address, key=claim.key) from made
-        path, stat = made
-        place.node, place.czxid, place.look = path, stat.czxid, None
+        place.stands(*made)
+        place.look = None
         if isinstance(children, Exception):
             return None
         return self._decide(place, life, claim, children, deadline)
@@ -115,12 +118,15 @@ class Entrance:
         """Those that are there already do no harm."""
         root = len(parents_of(self._layout.chroot)) if self._layout.chroot else 0
         requests = [
-            (Create2(path, b"", self._acl, 0) if number < root else CreateContainer(path, b"", self._acl, CONTAINER))
+            Create2(path, b"", self._acl, 0) if number < root else self._container(path)
             for number, path in enumerate(parents_of(place.parent))
         ]
         for outcome in place.session.call(life, requests, deadline, place.claim.key)[-1:]:
             if isinstance(outcome, Exception) and not isinstance(outcome, (NodeExistsError, NoNodeError)):
                 raise mapped(outcome, place.session.address, key=place.claim.key) from outcome
+
+    def _container(self, path: str) -> CreateContainer:
+        return CreateContainer(path, b"", self._acl, CONTAINER)
 
     def _find(self, place: Place, life: Life, deadline: float) -> None:
         """A creation was not answered. What has come of it is certain behind a `Sync` in the same session."""
@@ -136,7 +142,7 @@ class Entrance:
                 place.session.call(life, [Delete(path, ANY_VERSION)], deadline, place.claim.key)
                 place.unknown = False
             elif found[1].ephemeralOwner == life.id:
-                place.node, place.czxid = path, found[1].czxid
+                place.stands(path, found[1])
         if place.node and place.name not in names:
             place.vanished()
 
@@ -151,7 +157,7 @@ class Entrance:
 
     # In the line.
 
-    def _look(self, place: Place, life: Life, claim: Claim, deadline: float) -> Grant | Busy | None:
+    def _look(self, place: Place, life: Life, claim: Claim, deadline: float) -> Grant | Busy | Done | None:
         if place.passed_over:  # its node is gone, or about to go
             place.session.call(life, [Delete(place.node, ANY_VERSION)], deadline, claim.key)
             place.vanished()
@@ -168,7 +174,7 @@ class Entrance:
 
     def _decide(
         self, place: Place, life: Life, claim: Claim, children: list[str], deadline: float
-    ) -> Grant | Busy | None:
+    ) -> Grant | Busy | Done | None:
         line = self._layout.line(children, place.name)
         if place.name not in line:
             place.unknown = True  # until it was looked for
@@ -195,7 +201,8 @@ class Entrance:
         path = f"{place.parent}/{before}"
         watch = self.watches.aim(place, path)
         try:
-            (found,) = place.session.call(life, [GetData(path, watch)], deadline, claim.key)
+            requests = [GetData(path, watch), *self._beside_watch(place)]
+            found, *place.beside = place.session.call(life, requests, deadline, claim.key)
         except BaseException:
             self.watches.missed(place)
             raise
@@ -248,6 +255,17 @@ class Entrance:
         if until <= now():
             raise self._unavailable("the session is not proven to be there", place)
         return Grant(claim, place.czxid, until, until=asked_at + claim.ttl)
+
+    # For a store in which the line alone does not decide: what is asked in the same round trip, and its answers.
+
+    def _ahead_of_line(self, place: Place) -> Sequence[Any]:
+        return ()
+
+    def _beside_line(self, place: Place) -> Sequence[Any]:
+        return ()
+
+    def _beside_watch(self, place: Place) -> Sequence[Any]:
+        return ()
 
     # Who does not come when it is its turn.
 

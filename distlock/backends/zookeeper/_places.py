@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .._places import Placed
 from ..base import Claim, Wake
 from ._client import Handle
@@ -17,6 +19,7 @@ class Place(Placed):
 
     __slots__ = (
         "ahead",
+        "beside",
         "claim",
         "czxid",
         "doomed",
@@ -54,6 +57,8 @@ class Place(Placed):
         self.look: Handle | None = None
         """Who is in the line, asked for when that node went."""
         self.wake: Wake | None = None
+        self.beside: list[Any] = []
+        """What was answered besides when it entered, or queued."""
 
     @property
     def parent(self) -> str:
@@ -62,6 +67,10 @@ class Place(Placed):
     @property
     def name(self) -> str:
         return self.node.rpartition("/")[2]
+
+    def stands(self, node: str, stat: Any) -> None:
+        """Its node was made, or found."""
+        self.node, self.czxid = node, stat.czxid
 
     def leave_session(self) -> None:
         """It does not wait under it any more."""

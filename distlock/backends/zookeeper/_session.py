@@ -11,12 +11,12 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from kazoo.exceptions import AuthFailedError, NoNodeError
+from kazoo.exceptions import AuthFailedError, NoNodeError, SessionExpiredError
 from kazoo.protocol.states import KazooState
 
 from .._clerk import Clerk
 from ..base import BackendError, BackendUnavailable, Unsupported, now, seconds_left
-from ._client import Handle, Link, batches, check
+from ._client import Handle, Link, Watcher, batches, check
 from ._errors import is_answer, mapped
 from ._life import TOLD, Life
 from ._url import Place
@@ -100,6 +100,8 @@ class Session:
             life.sent(at)
 
     def failed(self, error: BaseException) -> None:
+        if isinstance(error, SessionExpiredError):  # a server has said so, and the next session is about to be made
+            return
         with self._mutex:
             self._failures += 1
             self._error = str(error) or type(error).__name__  # not itself, whose traceback holds on to a socket
@@ -176,6 +178,10 @@ class Session:
     def ask(self, life: Life, request: Any) -> Handle:
         """Sends it, from any thread; what comes of it is for `answers`."""
         return self._link.send([request], life.id)[0]
+
+    def unwatch(self, life: Life, path: str, watcher: Watcher) -> None:
+        """See `Link.unwatch`."""
+        self._link.unwatch(path, watcher, life.id)
 
     def carry_out(self, life: Life, errand: Errand[T], deadline: float, key: str | None = None) -> T:
         """To its end."""
