@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,4 +23,17 @@ class TestMemory(OnceConformance):
             connect=partial(distlock.connect, url),
             lose=lambda key: backend._locks.pop(key),
             left=lambda: [*backend._locks, *backend._wakes, *backend._records],
+        )
+
+
+class TestFile(OnceConformance):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        url = f"file://{tmp_path}"
+        backend: Any = distlock.connect(url)._backend.results()
+        return Store(
+            connect=partial(distlock.connect, url),
+            lose=lambda key: Path(backend.path_of(key)).unlink(),
+            url=url,
+            left=lambda: [path for path in tmp_path.rglob("*.*") if not path.name.startswith(".clock-")],
         )
