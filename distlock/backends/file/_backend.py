@@ -222,25 +222,25 @@ class FileBackend(SyncBackend):
 
     def _lock_now(self, claim: Claim) -> Held | None:
         line = self._lines.get(claim.key)
-        file = line.take(claim.id) if line is not None else None
-        if line is not None and file is not None:
-            try:
-                return self._entered(claim, file)
-            finally:
+        file = None if line is None else line.take(claim.id)
+        if file is None:
+            file = self._try_lock(self.path_of(claim.key))
+        try:
+            return None if file is None else self._entered(claim, file)
+        except BaseException:  # Ctrl-C at any step
+            if file is not None and claim.id not in self._held:
+                file.remove()
+            raise
+        finally:
+            if line is not None:
                 line.taken()
-        file = self._try_lock(self.path_of(claim.key))
-        return None if file is None else self._entered(claim, file)
 
     def _entered(self, claim: Claim, file: LockFile) -> Held:
-        try:
-            token = self._clock.next()
-            left = file.read()
-            if left[:1] != FREE and (last := Record.read(left)):
-                token = max(token, last.token + 1)  # of a holder that died
-            file.write(Record.line(claim, token, now()))
-        except BaseException:
-            file.remove()
-            raise
+        token = self._clock.next()
+        left = file.read()
+        if left[:1] != FREE and (last := Record.read(left)):
+            token = max(token, last.token + 1)  # of a holder that died
+        file.write(Record.line(claim, token, now()))
         held = self._held[claim.id] = Held(file, token)
         return held
 
@@ -285,8 +285,8 @@ class FileBackend(SyncBackend):
         with held.mutex:
             if held.in_hand or self._held.get(claim_id) is not held:
                 return held.in_hand
-            held.in_hand = True
             try:
+                held.in_hand = True
                 return how(held)
             finally:
                 held.in_hand = False
