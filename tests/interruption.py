@@ -34,7 +34,13 @@ class Interruption:
         sys.settrace(None)
 
     def _called(self, frame: FrameType, event: str, _: Any) -> Any:
-        return self._step if frame.f_code.co_filename.startswith(self._paths) and not self.happened else None
+        if self.happened or not frame.f_code.co_filename.startswith(self._paths):
+            return None
+        return self._leaving if frame.f_code.co_name == "__exit__" else self._step
+
+    def _leaving(self, frame: FrameType, event: str, _: Any) -> Any:
+        """Between a body and the first line of what leaves its block nothing can be done: passes that by."""
+        return self._step
 
     def _step(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "line" and not self.happened and not _is_deaf(frame):

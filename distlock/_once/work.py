@@ -109,10 +109,13 @@ class BaseWork(Generic[L]):
         self._tell(state, token=lease.token, problem=outcome.problem or None)
 
     def _not_kept(self, error: BaseException, result: Any) -> None:
-        """The claim is lost; or the outcome is unknown, and the watchdog goes on with it."""
+        """The claim is lost; or the outcome is unknown, and the watchdog goes on with it; or storing had not begun."""
         lease = self.lease
         if isinstance(error, (LockLost, NotHeld)):
             self._tell("superseded", token=lease.token)
+            return
+        if not lease._hold.saving:  # Ctrl-C came before: leaving the block gives the claim up
+            self._ending = False
             return
         lease._done = True
         self._tell("not stored yet", token=lease.token, error=repr(error))
