@@ -19,6 +19,7 @@ from ... import (
     ResultUnavailable,
 )
 from ..colours import World, async_case, case
+from .cancelling import at_every_step
 
 __all__ = ("OnceConformance",)
 
@@ -183,6 +184,16 @@ class OnceConformance:
         await world.until(lambda: clerk.runs)
         await task.cancel()
         assert await clerk.do(locks=world.other, timeout=0) == "done"
+
+    @async_case
+    async def test_work_that_is_cancelled_anywhere_is_done_or_free(self, world: World) -> None:
+        """At each of its steps: never in progress with nobody at it, nor done without a record."""
+        for number, cancelled in enumerate(at_every_step()):
+            clerk, key = _Clerk(world), f"k{number}"
+            await cancelled(lambda clerk=clerk, key=key: clerk.do(key, "first"))  # type: ignore[misc]
+            expected = "first" if clerk.runs else "second"
+            assert await clerk.do(key, "second", locks=world.other, timeout=20) == expected
+            assert await clerk.do(key, "third", timeout=20) == expected
 
     @case
     async def test_a_superseded_worker_does_not_overwrite_the_result(self, world: World) -> None:
