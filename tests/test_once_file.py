@@ -24,7 +24,7 @@ from distlock import (
     Manager,
     ResultUnavailable,
 )
-from distlock.backends.base import Busy, Claim, Done, Grant, now
+from distlock.backends.base import Busy, Claim, Done, Grant, Subscription, now
 from distlock.backends.file import FileBackend, _results
 from distlock.backends.file._flock import LockFile
 from distlock.backends.file._results import FileResults
@@ -366,18 +366,9 @@ def test_a_lock_whose_file_was_deleted_keeps_no_result(folder: Path, locks: Mana
     assert do(locks, result="second") == "second"
 
 
-def test_those_who_wait_are_told_at_once(folder: Path, locks: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them has the lock in the end, and tells the others of its process that there is nothing to wait for."""
-    waited: list[LockFile] = []
-    lock = LockFile.lock
-
-    def counted(file: LockFile) -> None:
-        waited.append(file)
-        lock(file)
-
-    monkeypatch.setattr(LockFile, "lock", counted)
+def test_those_who_wait_are_told_at_once(locks: Manager) -> None:
     answers: list[Any] = []
-    with distlock.connect(f"file://{folder}") as others:
+    with distlock.connect(locks.address) as others:
         with locks.once("k", ttl=TTL) as work:
             threads = [threading.Thread(target=lambda: answers.append(do(others))) for _ in range(20)]
             for thread in threads:
@@ -387,8 +378,6 @@ def test_those_who_wait_are_told_at_once(folder: Path, locks: Manager, monkeypat
         for thread in threads:
             thread.join(20)
         assert answers == ["once"] * 20
-        assert len(waited) == 1
-        settled(lambda: lock_files(folder) == [])
 
 
 def _queued(locks: Manager, count: int) -> bool:
@@ -396,17 +385,51 @@ def _queued(locks: Manager, count: int) -> bool:
     return found is not None and len(found.waiters) == count
 
 
-def test_those_of_the_same_process_need_no_lock_to_be_told(results: Callable[[], FileResults]) -> None:
+def test_whoever_does_not_come_keeps_no_other_from_the_result(
+    folder: Path, results: Callable[[], FileResults], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their process has the lock in the end, and tells them all that there is nothing to wait for."""
+    monkeypatch.setattr("distlock.backends.file._line.PROVISIONAL", 120.0)
+    worker, others = results(), results()
+    grant = granted(worker, claim("worker"))
+    woken, watches = waiting(others, 3)
+    assert worker.complete(grant, b"done", TTL, now() + 5)
+    assert all(each.wait(20) for each in woken)
+    for watch in watches:
+        watch.close()
+    settled(lambda: lock_files(folder) == [])
+
+
+def test_those_of_the_same_process_need_no_lock_to_be_told(
+    results: Callable[[], FileResults], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A waiter of another process that was stopped may have got it."""
-    store, woken = results(), threading.Event()
+    go_on, lock = threading.Event(), LockFile.lock
+
+    def lock_late(file: LockFile) -> None:
+        go_on.wait(20)
+        lock(file)
+
+    monkeypatch.setattr(LockFile, "lock", lock_late)
+    store = results()
     grant = granted(store, claim("worker"))
-    busy = store.acquire(claim("waiter", wait=True), now() + 5)
-    assert isinstance(busy, Busy)
-    watch = store.watch(busy, woken.set, now() + 5)
-    store._lines["k"]._path = "/nowhere/at/all"  # where the waiting thread finds nothing any more
+    woken, watches = waiting(store, 3)
     assert store.complete(grant, b"done", TTL, now() + 5)
-    assert woken.is_set()
-    watch.close()
+    assert all(each.is_set() for each in woken)
+    for watch in watches:
+        watch.close()
+    go_on.set()
+
+
+def waiting(store: FileResults, count: int) -> tuple[list[threading.Event], list[Subscription]]:
+    """So many who wait, and never come when they are woken."""
+    woken = [threading.Event() for _ in range(count)]
+    watches = []
+    for number, event in enumerate(woken):
+        busy = store.acquire(claim(f"waiter{number}", wait=True), now() + 5)
+        assert isinstance(busy, Busy)
+        watches.append(store.watch(busy, event.set, now() + 5))
+    return woken, watches
 
 
 @pytest.mark.usefixtures("untraced")
