@@ -65,13 +65,13 @@ def check_key(key: object, backend: str | None = None) -> str:
     return key
 
 
-def check_ttl(ttl: object, default: float) -> float:
+def check_ttl(ttl: object, default: float, name: str = "ttl") -> float:
     """Seconds of a lease."""
     if ttl is None and default:
         return default
-    value = _number("ttl", ttl)
+    value = _number(name, ttl)
     if not SHORTEST_TTL <= value <= LONGEST_TTL:
-        raise ValueError(f"ttl must be between {SHORTEST_TTL} and {LONGEST_TTL:.0f} seconds, not {ttl!r}")
+        raise ValueError(f"{name} must be between {SHORTEST_TTL} and {LONGEST_TTL:.0f} seconds, not {ttl!r}")
     return value
 
 

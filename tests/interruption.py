@@ -34,16 +34,23 @@ class Interruption:
         sys.settrace(None)
 
     def _called(self, frame: FrameType, event: str, _: Any) -> Any:
-        return self._step if frame.f_code.co_filename.startswith(self._paths) and not self.happened else None
+        if self.happened or not frame.f_code.co_filename.startswith(self._paths):
+            return None
+        return self._leaving if frame.f_code.co_name == "__exit__" else self._step
+
+    def _leaving(self, frame: FrameType, event: str, _: Any) -> Any:
+        """Between a body and the first line of what leaves its block nothing can be done: passes that by."""
+        return self._step
 
     def _step(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line" and not self.happened and not _is_with(frame):
+        if event == "line" and not self.happened and not _is_deaf(frame):
             self._left -= 1
             if self.happened:
                 raise KeyboardInterrupt
         return self._step
 
 
-def _is_with(frame: FrameType) -> bool:
-    """That line is come to once more on the way out, before the lock is given back, where Python heeds no signal."""
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+def _is_deaf(frame: FrameType) -> bool:
+    """Python heeds no signal there: ``try:`` does nothing, and to ``with`` it comes once more on the way out, before
+    the lock is given back."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(("with ", "try:"))

@@ -49,7 +49,7 @@ LAYERS = {
     "backends._records": layer("backends.base"),
     "backends._urls": layer("backends.base"),
     "backends.memory": layer(f"{FOUNDATION} backends.base"),
-    "backends.file": layer(f"{FOUNDATION} backends.base"),
+    "backends.file": layer(f"{FOUNDATION} backends.base backends._dice"),
     "backends.redis": layer(f"{FOUNDATION} backends.base backends._dice", "redis anyio"),
     "backends.etcd": layer(f"{FOUNDATION} backends.base {SHARED}", "grpc google"),
     "backends.zookeeper": layer(f"{FOUNDATION} backends.base {SHARED}", "kazoo puresasl"),

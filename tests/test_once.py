@@ -6,6 +6,7 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +128,16 @@ class TestZooKeeperEnsemble(OnceConformance):
     @pytest.fixture
     def store(self, shared_zookeeper_ensemble: ZooKeeperEnsemble) -> Store:
         return zookeeper_store(shared_zookeeper_ensemble.url, lambda: shared_zookeeper_ensemble.any)
+
+
+class TestFile(OnceConformance):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        url = f"file://{tmp_path}"
+        backend: Any = distlock.connect(url)._backend.results()
+        return Store(
+            connect=partial(distlock.connect, url),
+            lose=lambda key: Path(backend.path_of(key)).unlink(),
+            url=url,
+            left=lambda: [path for path in tmp_path.rglob("*.*") if not path.name.startswith(".clock-")],
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .._core.actor import current_actor
 from .._core.blocks import Blocks
 from .._errors import AcquireTimeout, IdempotencyMismatch, InProgress
-from .._lease import AsyncLease, Lease
+from .._lease import AsyncLease, BaseLease, Lease
 from .._options import check_key
 from .._types import Busy, Done, Holder
 from .records import Operation, read
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .._manager import Manager
 
 __all__ = ("Once",)
-
-L = TypeVar("L", Lease, AsyncLease)
-W = TypeVar("W", Work, AsyncWork)
 
 blocks: Blocks[Work | AsyncWork] = Blocks()
 
@@ -43,84 +40,106 @@ class Once:
 
     def __enter__(self) -> Work:
         manager = self._results()
-        lease: Lease | None = None
+        found: Lease | Busy | Done | None = None
+        work: Work | None = None
         try:
-            found = manager.attempt(self.key, self._terms.options(wait=False)) if self._looks_first else None
-            if found is None or self._is_to_wait_for(found, manager.address):
-                found = manager.attempt(self.key, self._terms.options())
-            if not isinstance(found, Lease):
-                return self._open(Work(self.key, self._terms, manager.address, self._seen(found, manager.address)))
-            lease = found
-            lease.__enter__()
-            self._tell("claimed", manager.address, token=lease.token)
-            return self._open(Work(self.key, self._terms, manager.address, lease))
-        except BaseException as error:
-            if lease is not None:
-                lease._rescue()
-            self._refuse(error, manager.address)
+            found = self._attempt(manager)
+            if isinstance(found, Lease):
+                self._tell("claimed", manager.address, token=found.__enter__().token)
+                work = Work(self.key, self._terms, manager.address, found)
+            else:
+                work = Work(self.key, self._terms, manager.address, self._seen(found, manager.address))
+            self._open(work)
+            return work
+        except BaseException:  # Ctrl-C too, at any step
+            _tear_down(work, found)
             raise
+
+    def _attempt(self, manager: Manager) -> Lease | Busy | Done:
+        if self._looks_first:
+            found = manager.attempt(self.key, self._terms.options(wait=False))
+            if not self._is_to_wait_for(found, manager.address):
+                return found
+        try:
+            return manager.attempt(self.key, self._terms.options())
+        except AcquireTimeout as error:
+            raise self._in_progress(error.holder, manager.address) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
+        work = self._own_block()
         try:
-            work = self._own_block()
-        except RuntimeError:
-            raise
-        except BaseException:  # what a signal's handler raised: the block is left all the same
-            self._own_block().abandon()
-            raise
-        assert isinstance(work, Work)
-        try:
-            work.leave(body)
-        finally:
-            blocks.remove(work, work.opened[1])
+            assert isinstance(work, Work)
             if not work.replayed:
-                work.lease.__exit__(kind, body, trace)
+                try:
+                    work.leave(body)
+                finally:
+                    work.lease.__exit__(kind, body, trace)
+        finally:
+            _tear_down(work, work._lease)
 
     async def __aenter__(self) -> AsyncWork:
         manager = self._results()
-        lease: AsyncLease | None = None
+        found: AsyncLease | Busy | Done | None = None
+        work: AsyncWork | None = None
         try:
-            found = None
-            if self._looks_first:
-                found = await manager.attempt_async(self.key, self._terms.options(wait=False))
-            if found is None or self._is_to_wait_for(found, manager.address):
-                found = await manager.attempt_async(self.key, self._terms.options())
-            if not isinstance(found, AsyncLease):
-                return self._open(AsyncWork(self.key, self._terms, manager.address, self._seen(found, manager.address)))
-            lease = found
-            await lease.__aenter__()
-            self._tell("claimed", manager.address, token=lease.token)
-            return self._open(AsyncWork(self.key, self._terms, manager.address, lease))
-        except BaseException as error:
-            if lease is not None:
-                lease._rescue()
-            self._refuse(error, manager.address)
+            found = await self._attempt_async(manager)
+            if isinstance(found, AsyncLease):
+                self._tell("claimed", manager.address, token=(await found.__aenter__()).token)
+                work = AsyncWork(self.key, self._terms, manager.address, found)
+            else:
+                work = AsyncWork(self.key, self._terms, manager.address, self._seen(found, manager.address))
+            self._open(work)
+            return work
+        except BaseException:
+            _tear_down(work, found)
             raise
+
+    async def _attempt_async(self, manager: Manager) -> AsyncLease | Busy | Done:
+        if self._looks_first:
+            found = await manager.attempt_async(self.key, self._terms.options(wait=False))
+            if not self._is_to_wait_for(found, manager.address):
+                return found
+        try:
+            return await manager.attempt_async(self.key, self._terms.options())
+        except AcquireTimeout as error:
+            raise self._in_progress(error.holder, manager.address) from error
 
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
         work = self._own_block()
-        assert isinstance(work, AsyncWork)
-        swallowed = False
         try:
-            await work.leave(body)
-        finally:
-            blocks.remove(work, work.opened[1])
-            if not work.replayed:
+            assert isinstance(work, AsyncWork)
+            if work.replayed:
+                return False
+            try:
+                await work.leave(body)
+            finally:
                 swallowed = await work.lease.__aexit__(kind, body, trace)
-        return swallowed
+            return swallowed
+        finally:
+            _tear_down(work, work._lease)
 
     # Which blocks are open.
 
-    def _open(self, work: W) -> W:
+    def _open(self, work: Work | AsyncWork) -> None:
         work.opened = self, current_actor()
         blocks.push(work, work.opened[1])
-        return work
 
     def _own_block(self) -> Work | AsyncWork:
+        """The block to leave. What a signal's handler raises meanwhile leaves it all the same."""
+        try:
+            return self._find()
+        except RuntimeError:
+            raise
+        except BaseException:
+            work = self._find()
+            _tear_down(work, work._lease)
+            raise
+
+    def _find(self) -> Work | AsyncWork:
         return blocks.find(lambda work: work.opened[0] is self)
 
     # What was found.
@@ -161,11 +180,6 @@ class Once:
             backend=backend,
         )
 
-    def _refuse(self, error: BaseException, backend: str) -> None:
-        """It was waited for in vain."""
-        if isinstance(error, AcquireTimeout) and not isinstance(error, InProgress):
-            raise self._in_progress(error.holder, backend) from error
-
     def _in_progress(self, holder: Holder | None, backend: str) -> InProgress:
         who = "someone else is" if holder is None else f"{holder} is"
         timeout = self._terms.timeout
@@ -188,3 +202,12 @@ class Once:
 
     def __reduce__(self) -> str:
         raise TypeError("a Once does not travel between processes: make it anew there from its key")
+
+
+def _tear_down(work: Work | AsyncWork | None, found: object) -> None:
+    """The block is not open any more, nor is the claim held; most often both are so already."""
+    if work is not None:
+        blocks.remove(work, work.opened[1])
+    if isinstance(found, BaseLease):
+        found._exit()
+        found._rescue()

@@ -151,6 +151,8 @@ def read(key: str, record: bytes, expires_in: float | None) -> Operation:
         if head["v"] != VERSION:
             raise ValueError(f"its format is {head['v']!r}, and this version of distlock knows {VERSION}")
         error, problem = head.get("e"), head.get("p", "")
+        if error is not None and not isinstance(error, dict):
+            raise ValueError(f"its error is {error!r}")
         return Operation(
             key,
             "failed" if error is not None else "completed",

@@ -32,6 +32,7 @@ class Terms:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ttl", check_ttl(self.ttl, 0.0))
+        object.__setattr__(self, "lease", check_ttl(self.lease, 0.0, "lease"))
         object.__setattr__(self, "timeout", check_timeout(self.timeout))
         if self.fingerprint is not None:
             from .keys import fingerprint_of  # and all kinds of values that it knows
@@ -47,7 +48,7 @@ class Terms:
 
     def options(self, *, wait: bool = True) -> Options:
         """Of the claim, under which the work is done."""
-        metadata = dict(self.metadata or {})
-        if self.fingerprint is not None:
-            metadata[FINGERPRINT] = self.fingerprint
+        metadata = self.metadata or {}
+        if self.fingerprint is not None and isinstance(metadata, Mapping):
+            metadata = {**metadata, FINGERPRINT: self.fingerprint}
         return Options(ttl=self.lease, timeout=self.timeout if wait else 0.0, metadata=metadata or None)

@@ -123,10 +123,13 @@ class BaseWork(Generic[L]):
         self._tell(state, token=lease.token, problem=outcome.problem or None)
 
     def _not_kept(self, error: BaseException, result: Any) -> None:
-        """The claim is lost; or the outcome is unknown, and the watchdog goes on with it."""
+        """The claim is lost; or the outcome is unknown, and the watchdog goes on with it; or storing had not begun."""
         lease = self.lease
         if isinstance(error, (LockLost, NotHeld)):
             self._tell("superseded", token=lease.token)
+            return
+        if not lease._hold.saving:  # Ctrl-C came before: leaving the block gives the claim up
+            self._ending = False
             return
         lease._done = True
         self._tell("not stored yet", token=lease.token, error=repr(error))
@@ -149,11 +152,6 @@ class BaseWork(Generic[L]):
         )
         error.result = result
         return error
-
-    def abandon(self) -> None:
-        """The block was torn down by what a signal handler raised: the claim is given up, but what is being kept."""
-        if self._lease is not None:
-            self._lease._rescue()
 
     def _to_keep(self, error: BaseException | None) -> Outcome | None:
         """What is kept of an error that leaves the block, if anything is."""

@@ -122,6 +122,9 @@ class Tap(SyncBackend):
     def records(self, prefix: str, deadline: float) -> Iterator[str]:
         return self.backend.records(prefix, deadline)
 
+    def close(self) -> None:
+        self.backend.close()
+
     def after_fork(self) -> None:
         self.backend.after_fork()
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from ..base import (
@@ -19,6 +19,7 @@ from ..base import (
     BackendUnavailable,
     Busy,
     Claim,
+    Done,
     Fault,
     Grant,
     Guarantees,
@@ -38,7 +39,7 @@ from ._idle import IdleFiles
 from ._line import Line
 from ._record import Record, TokenClock, file_name
 
-__all__ = ("FileBackend",)
+__all__ = ("FREE", "FileBackend", "Held")
 
 TRIES, PAUSE = 12, 0.0002
 """How often, and after how many seconds, to look again at a file that is just being deleted.
@@ -50,7 +51,7 @@ FREE = b"0"
 
 
 @dataclass(slots=True)
-class _Held:
+class Held:
     """A locked file. The end of the process frees it."""
 
     file: LockFile
@@ -79,9 +80,10 @@ class FileBackend(SyncBackend):
 
     def __init__(self, folder: Path, namespace: str = "default") -> None:
         self.address: str = f"file://{folder}"
+        self._place = folder, namespace
         self._folder = folder / namespace
         self._clock = TokenClock(self._folder)
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._lines: dict[str, Line] = {}
         self._mutex = threading.Lock()
         self._closed = False
@@ -91,7 +93,13 @@ class FileBackend(SyncBackend):
             lambda key: f"{self._folder}{os.sep}{file_name(key)}"
         )
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def results(self) -> SyncBackend:
+        from ._results import FileResults
+
+        folder, namespace = self._place
+        return FileResults(folder, f"{namespace}+results")  # no namespace has a plus
+
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         asked_at = now()
         if self._closed:
             raise BackendError(f"this manager was closed [{self.address}]", key=claim.key, backend=self.address)
@@ -111,7 +119,11 @@ class FileBackend(SyncBackend):
             line = self._lines.get(claim.key)
             if line is None:
                 line = self._lines[claim.key] = Line(
-                    self.path_of(claim.key), self._mutex, self._line_ended, self._give_back
+                    self.path_of(claim.key),
+                    self._mutex,
+                    self._line_ended,
+                    self._give_back,
+                    partial(self._is_settled, claim.key),
                 )
             try:
                 line.join(claim, wake)
@@ -208,28 +220,28 @@ class FileBackend(SyncBackend):
         self._idle.after_fork()
         self._held, self._lines, self._mutex = {}, {}, threading.Lock()
 
-    def _lock_now(self, claim: Claim) -> _Held | None:
+    def _lock_now(self, claim: Claim) -> Held | None:
         line = self._lines.get(claim.key)
-        file = line.take(claim.id) if line is not None else None
-        if line is not None and file is not None:
-            try:
-                return self._entered(claim, file)
-            finally:
-                line.taken()
-        file = self._try_lock(self.path_of(claim.key))
-        return None if file is None else self._entered(claim, file)
-
-    def _entered(self, claim: Claim, file: LockFile) -> _Held:
+        file = None if line is None else line.take(claim.id)
+        if file is None:
+            file = self._try_lock(self.path_of(claim.key))
         try:
-            token = self._clock.next()
-            left = file.read()
-            if left[:1] != FREE and (last := Record.read(left)):
-                token = max(token, last.token + 1)  # of a holder that died
-            file.write(Record.line(claim, token, now()))
-        except BaseException:
-            file.remove()
+            return None if file is None else self._entered(claim, file)
+        except BaseException:  # Ctrl-C at any step
+            if file is not None and claim.id not in self._held:
+                file.remove()
             raise
-        held = self._held[claim.id] = _Held(file, token)
+        finally:
+            if line is not None:
+                line.taken()
+
+    def _entered(self, claim: Claim, file: LockFile) -> Held:
+        token = self._clock.next()
+        left = file.read()
+        if left[:1] != FREE and (last := Record.read(left)):
+            token = max(token, last.token + 1)  # of a holder that died
+        file.write(Record.line(claim, token, now()))
+        held = self._held[claim.id] = Held(file, token)
         return held
 
     def _try_lock(self, path: str) -> LockFile | None:
@@ -258,20 +270,28 @@ class FileBackend(SyncBackend):
             self._folder.mkdir(parents=True, exist_ok=True)
             return LockFile(path)
 
+    def _is_settled(self, key: str) -> bool:
+        """Nobody needs this lock any more. For stores of results."""
+        return False
+
     def _free(self, claim_id: str, *, released: bool = False) -> bool:
+        return self._end(claim_id, lambda held: self._freed(held, claim_id, released))
+
+    def _end(self, claim_id: str, how: Callable[[Held], bool]) -> bool:
+        """What ends a hold, for one at a time. False: there is none."""
         held = self._held.get(claim_id)
         if held is None:
             return False
         with held.mutex:
             if held.in_hand or self._held.get(claim_id) is not held:
                 return held.in_hand
-            held.in_hand = True
             try:
-                return self._freed(held, claim_id, released)
+                held.in_hand = True
+                return how(held)
             finally:
                 held.in_hand = False
 
-    def _freed(self, held: _Held, claim_id: str, released: bool) -> bool:
+    def _freed(self, held: Held, claim_id: str, released: bool) -> bool:
         file = held.file
         try:
             if not file.in_place():  # it was deleted: the lock was worth nothing

@@ -26,10 +26,13 @@ class Line:
         mutex: threading.Lock,
         ended: Callable[[Line], object],
         give_back: Callable[[LockFile], object],
+        is_settled: Callable[[], bool],
     ) -> None:
+        """``is_settled``: nobody needs the lock any more, as all who ask are told."""
         self._path = path
         self._ended = ended
         self._give_back = give_back
+        self._is_settled = is_settled
         self._mutex = mutex  # entered as what it is, see `IdleFiles`
         self._changed = threading.Condition(mutex)
         self._waiting: OrderedDict[str, tuple[Claim, Wake]] = OrderedDict()
@@ -74,6 +77,13 @@ class Line:
         for wake in wakes:
             wake()
 
+    def tell_all(self) -> None:
+        """Whoever waits asks again."""
+        with self._mutex:
+            wakes = [wake for _, wake in self._waiting.values()]
+        for wake in wakes:
+            wake()
+
     def claims(self) -> list[Claim]:
         """Who waits, in order."""
         with self._mutex:
@@ -82,7 +92,11 @@ class Line:
     def _run(self) -> None:
         while True:
             file = self._locked()
+            settled = file is not None and self._is_settled()
             with self._mutex:
+                if file is not None and settled:  # for other processes, while ours ask
+                    self._give_back(file)
+                    file = None
                 if file is None:
                     self._say_so()
                 self._file = file
@@ -115,7 +129,8 @@ class Line:
         return next(iter(self._waiting), None) != claim_id
 
     def _say_so(self) -> None:
-        """The file cannot be opened: those who wait find out why by asking. The mutex is held."""
+        """There is no lock to wait for: the file cannot be opened, or nobody needs it. Those who wait find out by
+        asking. The mutex is held."""
         for _, wake in self._waiting.values():
             wake()
         self._changed.wait_for(lambda: not self._waiting, PROVISIONAL)

@@ -20,15 +20,15 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
-def file_name(key: str) -> str:
-    """A name for ``key`` that no other key has, on file systems that ignore case too."""
+def file_name(key: str, ending: str = "lock") -> str:
+    """A name for ``key`` that no other key has, on file systems that ignore case too. Its one dot is the ending's."""
     raw = key.encode()
     name = "".join(chr(byte) if byte in PLAIN else f"%{byte:02x}" for byte in raw)
     if len(name) > LONGEST_NAME:
         import hashlib
 
         name = f"~{hashlib.sha256(raw).hexdigest()}"  # no other name has a tilde
-    return f"{name}.lock"
+    return f"{name}.{ending}"
 
 
 @dataclass(frozen=True, slots=True)

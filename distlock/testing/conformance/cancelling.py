@@ -12,7 +12,7 @@ import anyio.lowlevel
 from ... import LeaseState
 from ..colours import World, async_case
 
-__all__ = ("Cancelling",)
+__all__ = ("Cancelling", "at_every_step")
 
 _ENOUGH = 200
 """Steps that no operation takes."""
@@ -23,7 +23,7 @@ class Cancelling:
 
     @async_case
     async def test_a_cancelled_acquire_leaves_nothing(self, world: World) -> None:
-        for cancelled in _at_every_step():
+        for cancelled in at_every_step():
             lease = await cancelled(lambda: world.acquire(world.locks.lock("k", ttl=300)))
             if lease is not None:  # too late to be cancelled
                 await world.release(lease)
@@ -31,7 +31,7 @@ class Cancelling:
 
     @async_case
     async def test_a_cancelled_try_leaves_nothing(self, world: World) -> None:
-        for cancelled in _at_every_step():
+        for cancelled in at_every_step():
             lease = await cancelled(lambda: world.try_acquire(world.locks.lock("k", ttl=300)))
             if lease is not None:
                 await world.release(lease)
@@ -40,7 +40,7 @@ class Cancelling:
     @async_case
     async def test_a_cancelled_waiter_leaves_nothing(self, world: World) -> None:
         """Before, while and after the lock is handed to it."""
-        for cancelled in _at_every_step():
+        for cancelled in at_every_step():
             held = await world.acquire(world.other.lock("k", ttl=300))
             releasing = world.start(partial(_release_soon, held))
             lease = await cancelled(lambda: world.acquire(world.locks.lock("k", ttl=300)))
@@ -51,7 +51,7 @@ class Cancelling:
 
     @async_case
     async def test_a_cancelled_release_releases(self, world: World) -> None:
-        for cancelled in _at_every_step():
+        for cancelled in at_every_step():
             lease = await world.acquire(world.locks.lock("k", ttl=300))
             await cancelled(lease.release)
             await world.release(lease)  # once more does no harm
@@ -60,7 +60,7 @@ class Cancelling:
 
     @async_case
     async def test_a_cancelled_extend_keeps_the_lease(self, world: World) -> None:
-        for cancelled in _at_every_step():
+        for cancelled in at_every_step():
             lease = await world.acquire(world.locks.lock("k", ttl=300))
             await cancelled(partial(lease.extend, 200 if world.locks.guarantees.extend else None))
             assert lease.ensure_held() == lease.token
@@ -74,7 +74,7 @@ class Cancelling:
             async with world.locks.lock("k", ttl=300):
                 await anyio.lowlevel.checkpoint()
 
-        for cancelled in _at_every_step():
+        for cancelled in at_every_step():
             await cancelled(block)
             await _is_free(world)
 
@@ -92,7 +92,7 @@ async def _release_soon(lease: Any) -> None:
     await lease.release()
 
 
-def _at_every_step() -> Iterator[Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]]:
+def at_every_step() -> Iterator[Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]]:
     """Gives a function that runs a call and cancels it at its first step; then at its second; up to its last."""
     for step in range(1, _ENOUGH):
         stepper = _Stepper(step)

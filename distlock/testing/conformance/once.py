@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import anyio
 import pytest
 
 from ... import (
@@ -18,6 +20,7 @@ from ... import (
     ResultUnavailable,
 )
 from ..colours import World, async_case, case
+from .cancelling import at_every_step
 
 __all__ = ("OnceConformance",)
 
@@ -87,7 +90,7 @@ class OnceConformance:
                 world.start(lambda locks=locks: clerk.do(locks=locks))  # type: ignore[misc]
                 for locks in (world.locks, world.other, world.other)
             ]
-            await world.until(lambda: len(world.locks.results.get("k").waiters) >= 2)  # type: ignore[union-attr]
+            await world.until(lambda: len(world.other.results.get("k").waiters) >= 2)  # type: ignore[union-attr]
             assert not any(task.done for task in tasks)
             await world.complete(work, [1, 2])
         assert [await task.result() for task in tasks] == [[1, 2]] * 3
@@ -184,15 +187,28 @@ class OnceConformance:
         await task.cancel()
         assert await clerk.do(locks=world.other, timeout=0) == "done"
 
+    @async_case
+    async def test_work_that_is_cancelled_anywhere_is_done_or_free(self, world: World) -> None:
+        """At each of its steps: never in progress with nobody at it, nor done without a record."""
+        for number, cancelled in enumerate(at_every_step()):
+            clerk, key = _Clerk(world), f"k{number}"
+            await cancelled(lambda clerk=clerk, key=key: clerk.do(key, "first"))  # type: ignore[misc]
+            expected = "first" if clerk.runs else "second"
+            assert await clerk.do(key, "second", locks=world.other, timeout=20) == expected
+            assert await clerk.do(key, "third", timeout=20) == expected
+
     @case
     async def test_a_superseded_worker_does_not_overwrite_the_result(self, world: World) -> None:
         clerk = _Clerk(world)
         with pytest.raises(LockLost):
-            async with world.block(world.locks.once("k", ttl=_TTL)) as work:
+            async with world.block(world.locks.once("k", ttl=_TTL, lease=3)) as work:
                 results = await world.aside(world.other.results_manager)
                 assert await world.force_release(results, "k", work.lease.token)
-                assert await clerk.do(result="second", locks=world.other) == "second"
-                await world.complete(work, "first")
+                second = world.start(lambda: clerk.do(result="second", locks=world.other))
+                # Else an event loop would end the body as soon as the loss is known.
+                with anyio.CancelScope(shield=True) if world.is_async else nullcontext():
+                    assert await second.result() == "second"
+                    await world.complete(work, "first")
         assert await clerk.do() == "second"
         assert clerk.runs == 1
 
