@@ -1,0 +1,1 @@
+"""distlock inside of what others have made: web servers (`distlock.contrib.asgi`, `distlock.contrib.wsgi`)."""
