@@ -121,6 +121,8 @@ class _Answer:
                 if self._settled(more=len(self._parts) > 1 and not listed):
                     break
             else:
+                if not self._status:
+                    raise RuntimeError("the app did not call start_response")
                 self._keep(Reply(int(self._status[:3]), self._headers, b"".join(self._parts)))
         except BaseException:
             _close(self._chunks)
