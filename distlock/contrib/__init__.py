@@ -1,1 +1,1 @@
-"""distlock inside of what others have made: web servers (`distlock.contrib.asgi`, `distlock.contrib.wsgi`)."""
+"""For frameworks, each in a module of its own, which imports the framework."""
