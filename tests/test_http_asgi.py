@@ -20,6 +20,7 @@ START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 END: Message = {"type": "http.response.body", "body": b"done"}
 PIECE: Message = {"type": "http.response.body", "body": b"piece", "more_body": True}
 LENGTH: Message = {**START, "headers": [(b"content-length", b"5")]}
+LONG: Message = {**START, "headers": [(b"content-length", b"1000000")]}
 EVENTS: Message = {**START, "headers": [(b"content-type", b"text/event-stream")]}
 GONE: Message = {"type": "http.disconnect"}
 
@@ -126,10 +127,11 @@ async def test_nothing_is_said_before_it_is_kept(locks: distlock.Manager) -> Non
     [
         (START, PIECE),
         (EVENTS,),
+        (LONG, PIECE),
         ({**START, "trailers": True}, END),
         (START, {"type": "http.response.pathsend", "path": "/x"}),
     ],
-    ids=["pieces", "events", "trailers", "a path"],
+    ids=["pieces", "events", "more than is kept", "trailers", "a path"],
 )
 async def test_a_stream_is_passed_on_as_it_comes(locks: distlock.Manager, says: tuple[Message, ...]) -> None:
     talk = Talk()
@@ -236,16 +238,17 @@ async def test_a_response_that_breaks_off_is_broken_for_the_server_too(locks: di
         await Talk().with_(IdempotencyMiddleware(till, locks))
 
 
+@pytest.mark.parametrize("says", [(START, END), (EVENTS, PIECE, END)], ids=["whole", "a stream"])
 async def test_the_response_of_who_lost_the_claim_is_sent_though_the_block_is_cancelled(
-    locks: distlock.Manager,
+    locks: distlock.Manager, says: tuple[Message, ...]
 ) -> None:
     """The loss is found by completing: what is sent from then on inside the block does not get through."""
     backend: Any = locks.results_manager()._backend
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         backend._locks.clear()
-        await send(START)
-        await send(END)
+        for message in says:
+            await send(message)
         await anyio.sleep_forever()
 
-    assert (await Talk().with_(IdempotencyMiddleware(app, locks))).said == [START, END]
+    assert (await Talk().with_(IdempotencyMiddleware(app, locks))).said == [*says]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import distlock
+from distlock.contrib._http import DEFAULTS, Rules
 from distlock.contrib._request import fingerprint, parse_key
 from distlock.contrib.asgi import IdempotencyOptions
 
@@ -420,6 +421,11 @@ def test_a_response_is_passed_on_though_the_claim_was_lost(shop: Shop, caplog: p
     assert (first.status_code, first.content, first.headers["x"]) == (201, b"done", "y")
     assert "a retry may be carried out again" in caplog.text
     assert stored(shop) == b""
+
+
+def test_only_an_outage_is_answered_as_one() -> None:
+    with pytest.raises(distlock.LockLost):
+        Rules(None, DEFAULTS).instead(distlock.LockLost("while it was claimed", key="k"))
 
 
 def test_the_page_of_the_problems_is_chosen(shop: Shop) -> None:

@@ -264,15 +264,15 @@ class Rules:
         return problem_reply(LOST, self.options.page, DOWN_FOR)
 
 
-def unkept(headers: Headers, limit: int, size: int, *, more: bool) -> str:
-    """Why a response is passed on as it comes; empty if it is kept. ``size``: of what has come, ``more``: is to."""
+def unkept(headers: Headers, limit: int, *, pieces: bool) -> str:
+    """Why a response is passed on as it comes; empty if it is to be kept. ``pieces``: it comes in more than one."""
     known = {name.lower(): value for name, value in headers if name.lower() in ("content-type", "content-length")}
     if known.get("content-type", "").lower().startswith("text/event-stream"):
         return "it is a stream of events"
     length = known.get("content-length", "")
-    if max(size, int(length) if length.isdecimal() else 0) > limit:
-        return f"it has more than {limit} bytes"
-    return "it comes in pieces, and does not say how long it is" if more and not length else ""
+    if length.isdecimal() and int(length) > limit:
+        return f"it has {length} bytes, more than the limit of {limit}"
+    return "it comes in pieces, and does not say how long it is" if pieces and not length else ""
 
 
 def refusal(error: DistLockError, status: int) -> Reply:

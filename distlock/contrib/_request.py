@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -43,16 +44,14 @@ def parse_key(value: str, *, unquoted: bool) -> str:
 
 def fingerprint(query: str, content_type: str, body: bytes) -> list[str]:
     """The same for the same request, however its JSON is laid out and its parts are parted."""
-    kind = content_type.partition(";")[0].strip().lower()
+    kind, digest = content_type.partition(";")[0].strip().lower(), ""
     if kind == "application/json" or kind.endswith("+json"):
-        try:
-            return [query, content_type, fingerprint_of(_exactly(body))]
-        except (ValueError, ArithmeticError, RecursionError):
-            pass  # then it is bytes like any other
+        with suppress(ValueError, ArithmeticError, RecursionError):  # then it is bytes like any other
+            digest = fingerprint_of(_exactly(body))
     elif kind.startswith("multipart/") and (boundary := _BOUNDARY.search(content_type)):
         # Clients draw another boundary for each try.
         content_type, body = kind, body.replace(b"--" + boundary[1].encode("latin-1"), b"--")
-    return [query, content_type, hashlib.blake2b(body, digest_size=16).hexdigest()]
+    return [query, content_type, digest or hashlib.blake2b(body, digest_size=16).hexdigest()]
 
 
 def _exactly(body: bytes) -> Any:

@@ -109,7 +109,6 @@ class _Answer:
         self._work = work
         self._send = send
         self._held: list[Message] = []
-        self._size = 0
         self._passing = False
         self._lost = False
         self.whole = False
@@ -150,9 +149,8 @@ class _Answer:
         start = self._held[0]
         if message["type"] not in (_START, _BODY) or start.get("trailers", False):
             return Unkept("it is more than a body")
-        self._size += len(message.get("body", b""))
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start.get("headers", ())]
-        why = unkept(headers, self._rules.options.response_limit, self._size, more=message.get("more_body", False))
+        why = unkept(headers, self._rules.options.response_limit, pieces=message.get("more_body", False))
         if why:
             return Unkept(why)
         if not self.whole:

@@ -118,7 +118,7 @@ class _Answer:
             for chunk in chain((b"",), self._rest):  # a stream of events is one before there is any
                 if chunk:
                     self._parts.append(chunk)
-                if self._settled(more=len(self._parts) > 1 and not listed):
+                if self._settled(pieces=len(self._parts) > 1 and not listed):
                     break
             else:
                 if not self._status:
@@ -141,14 +141,13 @@ class _Answer:
         self._status, self._headers = status, headers
         return lambda data: self._write(data)
 
-    def _settled(self, *, more: bool) -> bool:
+    def _settled(self, *, pieces: bool) -> bool:
         """Whether the rest is passed on as it comes."""
         if not self._status:
             return False
         if not self._rules.keeps(int(self._status[:3])):
             return True
-        size = sum(map(len, self._parts))
-        why = unkept(self._headers, self._rules.options.response_limit, size, more=more)
+        why = unkept(self._headers, self._rules.options.response_limit, pieces=pieces)
         if why:
             self._keep(Unkept(why))
         return bool(why)
