@@ -41,6 +41,7 @@ BENCHMARKS = {
     "file-disk": "local:files_on_disk",
     "file-processes": "handoff:files",
     "memory": "local:memory",
+    "http": "http:in_process",
     "import": "imports:importing",
 }
 

@@ -117,8 +117,10 @@ def _check_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
     copy = dict(metadata)
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in copy.items()):
         raise ConfigurationError("metadata maps str to str")
-    if any(0xD800 <= ord(character) <= 0xDFFF for text in (*copy, *copy.values()) for character in text):
-        raise ConfigurationError("metadata must be encodable as UTF-8")
-    if sum(len(k.encode()) + len(v.encode()) for k, v in copy.items()) > LARGEST_METADATA:
+    try:
+        size = sum(len(k.encode()) + len(v.encode()) for k, v in copy.items())
+    except UnicodeEncodeError:
+        raise ConfigurationError("metadata must be encodable as UTF-8") from None
+    if size > LARGEST_METADATA:
         raise ConfigurationError(f"metadata has at most {LARGEST_METADATA} bytes: every grant and waiter stores it")
     return copy

@@ -8,7 +8,7 @@ from typing import cast
 from .._clock import now
 from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, Unsupported
 from .._types import LeaseState
-from ..backends.base import AsyncResults, SyncBackend, proven_until
+from ..backends.base import AsyncResults, Claim, SyncBackend, proven_until
 from .acquire import Line
 from .hold import GONE, Hold
 from .watchdog import Watchdog
@@ -62,15 +62,20 @@ async def release(line: Line, hold: Hold, watchdog: Watchdog) -> None:
     except BaseException as error:
         claim = hold.grant.claim
         watchdog.give_up(claim, done=hold.finish)
-        if isinstance(error, TimeoutError):  # the shield's, a moment before the backend's own
-            raise BackendUnavailable(
-                f"the release of {claim.key!r} was not answered in time; it goes on in the background [{line.address}]",
-                key=claim.key,
-                backend=line.address,
-                sent=True,
-            ) from error
+        if isinstance(error, TimeoutError):
+            raise _unanswered("the release", claim, line.address) from error
         raise
     _finish(line, hold, ours or retried)
+
+
+def _unanswered(what: str, claim: Claim, address: str) -> BackendUnavailable:
+    """In the place of the shield's own error, which comes a moment before the backend's."""
+    return BackendUnavailable(
+        f"{what} of {claim.key!r} was not answered in time; it goes on in the background [{address}]",
+        key=claim.key,
+        backend=address,
+        sent=True,
+    )
 
 
 def release_sync(line: Line, backend: SyncBackend, hold: Hold, watchdog: Watchdog) -> None:
@@ -163,6 +168,8 @@ async def complete(
             ours = await results(line).complete(hold.grant, record, keep, deadline)
     except BaseException as error:
         watchdog.save(hold, instead(error) if isinstance(error, BackendError) else record, keep)
+        if isinstance(error, TimeoutError):
+            raise _unanswered("the result", hold.grant.claim, line.address) from error
         raise
     watchdog.forget(hold)
     hold.completed(ours)

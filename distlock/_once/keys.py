@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 __all__ = ("call_key", "canonical", "fingerprint_of")
@@ -46,6 +46,14 @@ def canonical(value: object) -> str:
     others.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+"""Exactly these stay as they are: most of what there is, and not worth a dispatch."""
+
+
+def _plain_all(values: Iterable[Any]) -> list[Any]:
+    return [each if type(each) in _ATOMS else _plain(each) for each in values]
 
 
 @functools.singledispatch
@@ -83,14 +91,15 @@ def _(value: enum.Enum) -> Any:
 @_plain.register(list)
 @_plain.register(tuple)
 def _(value: Any) -> Any:
-    return [_plain(each) for each in value]
+    return _plain_all(value)
 
 
 @_plain.register(Mapping)
 def _(value: Mapping[Any, Any]) -> Any:
-    if all(type(name) is str for name in value):
+    if {*map(type, value)} <= {str}:
         # A name that begins as a kind does gets one more, so that no dict passes for a value of that kind.
-        return {f"!{name}" if name.startswith("!") else name: _plain(each) for name, each in value.items()}
+        names = [f"!{name}" if name[:1] == "!" else name for name in value]
+        return dict(zip(names, _plain_all(value.values()), strict=True))
     return {"!dict": sorted([canonical(name), _plain(each)] for name, each in value.items())}
 
 
