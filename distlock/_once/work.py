@@ -10,6 +10,7 @@ from .._core import release as _release
 from .._core.drive import drive
 from .._errors import BackendError, LockLost, NotHeld, ResultUnavailable, add_note
 from .._lease import AsyncLease, BaseLease, Lease
+from .._options import check_ttl
 from .._types import Waiter
 from .records import Operation, Outcome, pack
 from .terms import Terms
@@ -159,22 +160,25 @@ class Work(BaseWork[Lease]):
 
     __slots__ = ()
 
-    def complete(self, result: Any = None) -> Any:
+    def complete(self, result: Any = None, *, ttl: float | None = None) -> Any:
         """Keeps ``result`` and ends the claim, in one request. Returns the result as those get it who come later.
+
+        ``ttl``: seconds for which it is kept; those of the recipe if not given.
 
         Raises `LockLost` if the claim was lost: someone else may be at the work, and what they bring counts;
         `ResultUnavailable` if the result cannot be kept (then that the work was done is kept without it), or if the
         store does not answer (then the claim is kept alive, and storing goes on in the background).
         """
+        keep = check_ttl(ttl, self._terms.ttl)
         outcome = self._serialized(result)
-        self._keep(outcome, result)
+        self._keep(outcome, keep, result)
         return self._outcome(outcome, result)
 
-    def _keep(self, outcome: Outcome, result: Any = None) -> None:
+    def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         lease = self.lease
         try:
-            drive(_release.complete(lease._line, lease._hold, lease._keeper._watchdog, record, self._terms.ttl))
+            drive(_release.complete(lease._line, lease._hold, lease._keeper._watchdog, record, keep))
         except BaseException as error:
             self._not_kept(error, result)
             raise
@@ -185,7 +189,7 @@ class Work(BaseWork[Lease]):
         outcome = self._to_keep(error)
         if outcome is not None and error is not None:
             try:
-                self._keep(outcome)
+                self._keep(outcome, self._terms.ttl)
             except Exception as problem:  # noqa: BLE001 - the body's own error comes out
                 add_note(error, f"distlock: {problem}")
 
@@ -195,17 +199,18 @@ class AsyncWork(BaseWork[AsyncLease]):
 
     __slots__ = ()
 
-    async def complete(self, result: Any = None) -> Any:
+    async def complete(self, result: Any = None, *, ttl: float | None = None) -> Any:
         """See `Work.complete`. Cancelled in the middle of it, storing goes on in the background."""
+        keep = check_ttl(ttl, self._terms.ttl)
         outcome = self._serialized(result)
-        await self._keep(outcome, result)
+        await self._keep(outcome, keep, result)
         return self._outcome(outcome, result)
 
-    async def _keep(self, outcome: Outcome, result: Any = None) -> None:
+    async def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         lease = self.lease
         try:
-            await _release.complete(lease._line, lease._hold, lease._keeper._watchdog, record, self._terms.ttl)
+            await _release.complete(lease._line, lease._hold, lease._keeper._watchdog, record, keep)
         except BaseException as error:
             self._not_kept(error, result)
             raise
@@ -216,6 +221,6 @@ class AsyncWork(BaseWork[AsyncLease]):
         outcome = self._to_keep(error)
         if outcome is not None and error is not None:
             try:
-                await self._keep(outcome)
+                await self._keep(outcome, self._terms.ttl)
             except Exception as problem:  # noqa: BLE001 - the body's own error comes out
                 add_note(error, f"distlock: {problem}")

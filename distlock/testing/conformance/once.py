@@ -268,6 +268,15 @@ class OnceConformance:
         assert clerk.runs == 2
 
     @case
+    async def test_how_long_a_result_is_kept_may_be_known_at_its_end_only(self, world: World) -> None:
+        async with world.block(world.locks.once("k", ttl=_TTL)) as work:
+            with pytest.raises(ValueError, match="ttl"):
+                await world.complete(work, ttl=0)
+            await world.complete(work, ttl=2 * _TTL)
+        found = await world.aside(lambda: world.other.results.get("k"))
+        assert _TTL < found.expires_in <= 2 * _TTL
+
+    @case
     async def test_what_is_forgotten_is_done_again(self, world: World) -> None:
         clerk = _Clerk(world)
         results = world.other.results
