@@ -12,7 +12,7 @@ from .._errors import BackendError, LockLost, NotHeld, ResultUnavailable, add_no
 from .._lease import AsyncLease, BaseLease, Lease
 from .._options import check_ttl
 from .._types import Waiter
-from .records import Operation, Outcome, pack
+from .records import Operation, Outcome, pack, shown
 from .terms import Terms
 
 __all__ = ("AsyncWork", "BaseWork", "Work", "tell")
@@ -105,7 +105,7 @@ class BaseWork(Generic[L]):
         lease = self.lease
         lease._done = True  # leaving the block finds nothing to give up
         state = "completed" if outcome.error is None else "failed"
-        by = Waiter.read(lease.owner, self._about)
+        by = shown(Waiter.read(lease.owner, self._about))
         self._operation = Operation(self.key, state, by, self._terms.fingerprint, lease.token, outcome=outcome)
         self._tell(state, token=lease.token, problem=outcome.problem or None)
 

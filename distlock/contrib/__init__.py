@@ -1,0 +1,1 @@
+"""For frameworks, each in a module of its own, which imports the framework."""
