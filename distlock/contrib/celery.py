@@ -47,10 +47,10 @@ def single_instance(
 ) -> Callable[[F], F]:
     """A task of which one runs at a time, over all workers.
 
-    ``key``: filled in with the arguments, as in ``"report:{day}"``; the function's name if not given, so that one runs
-    whatever the arguments are. ``when_busy``: ``"skip"`` leaves no result, so that nobody should wait for one;
-    ``"retry"`` counts as a retry of the task, after ``countdown`` seconds (default: the task's own delay), and after the
-    last one it fails with `AcquireTimeout`; ``"wait"`` occupies the worker, for ``timeout`` seconds at most, and fails
+    ``key``: filled in with the arguments, as in ``"report:{day}"``; if not given, the function's name, so that one runs
+    whatever the arguments are. ``when_busy``: ``"skip"`` leaves no result, so nobody should wait for one; ``"retry"``
+    counts as a retry of the task, after ``countdown`` seconds (default: the task's own delay), and when there were too
+    many it fails with `AcquireTimeout`; ``"wait"`` occupies the worker, for ``timeout`` seconds at most, and then fails
     with the same. ``ttl``: of the lock, in seconds; it is renewed while the task runs. ``locks``: the store; the one of
     `distlock.configure` or ``DISTLOCK_URL`` if not given.
 
