@@ -359,11 +359,9 @@ class Manager:
         if self._results is not None:
             self._results.close()
         for hold in self._watchdog.holds:
-            if not hold.saving:  # for the outcome of work there is a last try
+            if not hold.saving:  # there is one last try for that
                 hold.lose("its manager was closed")
         self._watchdog.close()
-        for hold in self._watchdog.holds:
-            hold.lose("its manager was closed")
         self._backend.close()
 
     async def aclose(self) -> None:
