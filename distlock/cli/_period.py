@@ -37,7 +37,7 @@ class Skipped(Exception):
 
 def period_of(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``1.5h`` or ``1d``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())
     period = float(found[1]) * UNITS[found[2]] if found else 0.0
     if not SHORTEST <= period <= LONGEST:
         raise typer.BadParameter(f"{text!r} is not a period of 1s to 366d, like 90s, 15m, 1h or 1d")

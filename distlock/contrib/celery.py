@@ -67,7 +67,7 @@ def single_instance(
         def guard(body: F, about: About) -> F:
             return locked(template, ttl=ttl, timeout=patience, metadata=about)(body)
 
-        guard(function, {})  # a template that cannot be filled in is said now
+        guard(function, {})  # what cannot work is said now
         return _task(function, guard, when_busy, countdown)
 
     return decorate
@@ -114,7 +114,7 @@ def idempotent_task(
                 metadata=about,
             )(body)
 
-        guard(function, {})
+        guard(function, {"task": "", "task_id": ""})  # what cannot work is said now
         return _task(function, guard, when_busy, countdown)
 
     return decorate
