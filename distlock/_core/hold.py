@@ -248,8 +248,8 @@ class Hold:
             self.renew, self.renew_at = False, math.inf
 
     def vanished(self) -> None:
-        """The store does not have it. If we are just giving it up or completing it, that is why."""
-        if not (self.giving_up or self.saving):
+        """The store does not have it. If we are just giving it up, that is why."""
+        if not self.giving_up:
             self.lose(GONE)
 
     def completed(self, ours: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 from .._clock import now
@@ -140,12 +141,19 @@ def results(line: Line) -> AsyncResults:
     return cast("AsyncResults", line.backend)
 
 
-async def complete(line: Line, hold: Hold, watchdog: Watchdog, record: bytes, keep: float) -> None:
+async def complete(
+    line: Line,
+    hold: Hold,
+    watchdog: Watchdog,
+    record: bytes,
+    keep: float,
+    instead: Callable[[BackendError], bytes],
+) -> None:
     """Keeps ``record`` for ``keep`` seconds instead of the hold, which it ends.
 
     `LockLost` if the hold had ended before: someone else may be at the work by now, and what they bring counts. If the
     store does not answer, the error comes out; the watchdog keeps the hold alive and goes on until the outcome is
-    known.
+    known: with what is to be kept ``instead``, as the store may have refused the record.
     """
     ensure_held(hold, 0.0, line.address)
     hold.saving = True  # from here on a renewal that finds nothing may have been overtaken
@@ -153,8 +161,8 @@ async def complete(line: Line, hold: Hold, watchdog: Watchdog, record: bytes, ke
         deadline = now() + line.op_timeout
         with line.runtime.shield(deadline):
             ours = await results(line).complete(hold.grant, record, keep, deadline)
-    except BaseException:
-        watchdog.save(hold, record, keep)
+    except BaseException as error:
+        watchdog.save(hold, instead(error) if isinstance(error, BackendError) else record, keep)
         raise
     watchdog.forget(hold)
     hold.completed(ours)

@@ -244,6 +244,8 @@ class Watchdog:
                 hold.renewed(before, t, renewal.deadline)
             elif renewal.state is LeaseState.LOST:
                 self.forget(hold)
+                if hold.saving:  # which may be why, and which finds out
+                    continue
                 hold.vanished()
                 # Where the store cannot take a lock away, it is given up now that the loss is known.
                 self.give_up(hold.grant.claim, in_flight=hold.grant.in_flight)
@@ -294,7 +296,8 @@ class Watchdog:
                 self._backend.withdraw(chore.claim, deadline, in_flight=chore.in_flight)
         except Exception as error:  # noqa: BLE001 - whatever it is, the watchdog goes on
             what = "giving up the claim on" if chore.save is None else "recording the completed work of"
-            log.warning("%s %r failed, trying again: %s", what, chore.claim.key, error)
+            level = logging.WARNING if chore.save is None or chore.pause < 0.1 else logging.DEBUG  # that has no end
+            log.log(level, "%s %r failed, trying again: %s", what, chore.claim.key, error)
             chore.pause = min(2 * chore.pause, 1.0)
             chore.next_try = now() + chore.pause
             return seconds_left(chore.until) <= 0

@@ -43,62 +43,74 @@ class Once:
 
     def __enter__(self) -> Work:
         manager = self._results()
-        found = manager.attempt(self.key, self._terms.options(wait=False)) if self._looks_first else None
-        if found is None or self._is_to_wait_for(found, manager.address):
-            try:
-                found = manager.attempt(self.key, self._terms.options())
-            except AcquireTimeout as error:
-                raise self._in_progress(error.holder, manager.address) from error
-        if not isinstance(found, Lease):
-            return self._open(Work(self.key, self._terms, manager.address, self._seen(found, manager.address)))
-        found.__enter__()
+        lease: Lease | None = None
         try:
-            self._tell("claimed", manager.address, token=found.token)
-            return self._open(Work(self.key, self._terms, manager.address, found))
-        except BaseException:
-            found._rescue()
+            found = manager.attempt(self.key, self._terms.options(wait=False)) if self._looks_first else None
+            if found is None or self._is_to_wait_for(found, manager.address):
+                found = manager.attempt(self.key, self._terms.options())
+            if not isinstance(found, Lease):
+                return self._open(Work(self.key, self._terms, manager.address, self._seen(found, manager.address)))
+            lease = found
+            lease.__enter__()
+            self._tell("claimed", manager.address, token=lease.token)
+            return self._open(Work(self.key, self._terms, manager.address, lease))
+        except BaseException as error:
+            if lease is not None:
+                lease._rescue()
+            self._refuse(error, manager.address)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> None:
-        work = self._close()
+        try:
+            work = self._own_block()
+        except RuntimeError:
+            raise
+        except BaseException:  # what a signal's handler raised: the block is left all the same
+            self._own_block().abandon()
+            raise
         assert isinstance(work, Work)
-        if not work.replayed:
-            try:
-                work.leave(body)
-            finally:
+        try:
+            work.leave(body)
+        finally:
+            blocks.remove(work, work.opened[1])
+            if not work.replayed:
                 work.lease.__exit__(kind, body, trace)
 
     async def __aenter__(self) -> AsyncWork:
         manager = self._results()
-        found = await manager.attempt_async(self.key, self._terms.options(wait=False)) if self._looks_first else None
-        if found is None or self._is_to_wait_for(found, manager.address):
-            try:
-                found = await manager.attempt_async(self.key, self._terms.options())
-            except AcquireTimeout as error:
-                raise self._in_progress(error.holder, manager.address) from error
-        if not isinstance(found, AsyncLease):
-            return self._open(AsyncWork(self.key, self._terms, manager.address, self._seen(found, manager.address)))
-        await found.__aenter__()
+        lease: AsyncLease | None = None
         try:
-            self._tell("claimed", manager.address, token=found.token)
-            return self._open(AsyncWork(self.key, self._terms, manager.address, found))
-        except BaseException:
-            found._rescue()
+            found = None
+            if self._looks_first:
+                found = await manager.attempt_async(self.key, self._terms.options(wait=False))
+            if found is None or self._is_to_wait_for(found, manager.address):
+                found = await manager.attempt_async(self.key, self._terms.options())
+            if not isinstance(found, AsyncLease):
+                return self._open(AsyncWork(self.key, self._terms, manager.address, self._seen(found, manager.address)))
+            lease = found
+            await lease.__aenter__()
+            self._tell("claimed", manager.address, token=lease.token)
+            return self._open(AsyncWork(self.key, self._terms, manager.address, lease))
+        except BaseException as error:
+            if lease is not None:
+                lease._rescue()
+            self._refuse(error, manager.address)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, body: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        work = self._close()
+        work = self._own_block()
         assert isinstance(work, AsyncWork)
-        if work.replayed:
-            return False
+        swallowed = False
         try:
             await work.leave(body)
         finally:
-            swallowed = await work.lease.__aexit__(kind, body, trace)
+            blocks.remove(work, work.opened[1])
+            if not work.replayed:
+                swallowed = await work.lease.__aexit__(kind, body, trace)
         return swallowed
 
     # Which blocks are open.
@@ -108,10 +120,8 @@ class Once:
         blocks.push(work, work.opened[1])
         return work
 
-    def _close(self) -> Work | AsyncWork:
-        work = blocks.find(lambda work: work.opened[0] is self)
-        blocks.remove(work, work.opened[1])
-        return work
+    def _own_block(self) -> Work | AsyncWork:
+        return blocks.find(lambda work: work.opened[0] is self)
 
     # What was found.
 
@@ -150,6 +160,11 @@ class Once:
             key=self.key,
             backend=backend,
         )
+
+    def _refuse(self, error: BaseException, backend: str) -> None:
+        """It was waited for in vain."""
+        if isinstance(error, AcquireTimeout) and not isinstance(error, InProgress):
+            raise self._in_progress(error.holder, backend) from error
 
     def _in_progress(self, holder: Holder | None, backend: str) -> InProgress:
         who = "someone else is" if holder is None else f"{holder} is"

@@ -7,8 +7,11 @@ from typing import Any, Generic, TypeVar
 
 from .._clock import now
 from .._core import release as _release
+from .._core.acquire import Line
 from .._core.drive import drive
-from .._errors import BackendError, LockLost, NotHeld, ResultUnavailable, add_note
+from .._core.hold import Hold
+from .._core.watchdog import Watchdog
+from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, ResultUnavailable, add_note
 from .._lease import AsyncLease, BaseLease, Lease
 from .._options import check_ttl
 from .._types import Waiter
@@ -90,12 +93,23 @@ class BaseWork(Generic[L]):
 
     def _begin(self, outcome: Outcome) -> bytes:
         """From here on the outcome is given. The record."""
-        lease = self.lease
         if self._ending:
             raise NotHeld(f"{self.key!r} was completed already [{self.backend}]", key=self.key, backend=self.backend)
-        record = pack(outcome, self._about, self._terms.fingerprint, lease.token, now() - lease.acquired_at)
         self._ending = True
-        return record
+        return self._packed(outcome)
+
+    def _packed(self, outcome: Outcome) -> bytes:
+        lease = self.lease
+        return pack(outcome, self._about, self._terms.fingerprint, lease.token, now() - lease.acquired_at)
+
+    def _refused(self, error: BackendError, record: bytes) -> bytes:
+        """What to keep instead of what the store did not take: that it was done, and why there is no result."""
+        return record if isinstance(error, BackendUnavailable) else self._packed(Outcome(problem=str(error)))
+
+    @property
+    def _ways(self) -> tuple[Line, Hold, Watchdog]:
+        lease = self.lease
+        return lease._line, lease._hold, lease._keeper._watchdog
 
     @property
     def _about(self) -> str:
@@ -137,6 +151,11 @@ class BaseWork(Generic[L]):
         error.result = result
         return error
 
+    def abandon(self) -> None:
+        """The block was torn down by what a signal handler raised: the claim is given up, but what is being kept."""
+        if self._lease is not None:
+            self._lease._rescue()
+
     def _to_keep(self, error: BaseException | None) -> Outcome | None:
         """What is kept of an error that leaves the block, if anything is."""
         if self._lease is None or self._ending:
@@ -176,9 +195,8 @@ class Work(BaseWork[Lease]):
 
     def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
-        lease = self.lease
         try:
-            drive(_release.complete(lease._line, lease._hold, lease._keeper._watchdog, record, keep))
+            drive(_release.complete(*self._ways, record, keep, lambda error: self._refused(error, record)))
         except BaseException as error:
             self._not_kept(error, result)
             raise
@@ -208,9 +226,8 @@ class AsyncWork(BaseWork[AsyncLease]):
 
     async def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
-        lease = self.lease
         try:
-            await _release.complete(lease._line, lease._hold, lease._keeper._watchdog, record, keep)
+            await _release.complete(*self._ways, record, keep, lambda error: self._refused(error, record))
         except BaseException as error:
             self._not_kept(error, result)
             raise

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ... import (
+    BackendError,
     BackendUnavailable,
     IdempotencyMismatch,
     InProgress,
@@ -251,6 +252,33 @@ class OnceConformance:
             assert isinstance(caught.value.__cause__, BackendUnavailable)
             assert await clerk.do(key, "again", locks=world.other) == "paid"
             assert clerk.runs == 1
+
+    @case
+    async def test_work_whose_result_the_store_refuses_is_not_done_again(self, world: World) -> None:
+        locks, tap = await world.tap_results()
+
+        def refuse() -> None:
+            raise BackendError("too large")
+
+        tap.before["complete"] = tap.once(refuse)
+        clerk = _Clerk(world)
+        with pytest.raises(ResultUnavailable, match="too large") as caught:
+            await clerk.do("k", "paid", locks=locks)
+        assert caught.value.result == "paid"
+        with pytest.raises(ResultUnavailable, match="too large"):
+            await clerk.do("k", "again", locks=world.other)
+        assert clerk.runs == 1
+
+    @case
+    async def test_what_is_not_stored_yet_is_tried_once_more_when_its_manager_closes(self, world: World) -> None:
+        locks, tap = await world.tap_results()
+        tap.before["complete"] = tap.down
+        with pytest.raises(ResultUnavailable, match="in the background"):
+            await _Clerk(world).do("k", "paid", locks=locks)
+        await world.until(lambda: tap.calls["complete"] > 1)
+        tap.before["complete"] = lambda: None
+        await world.aside(locks.close)
+        assert await _Clerk(world).do("k", "again", locks=world.other, timeout=0) == "paid"
 
     @case
     async def test_a_claim_whose_reply_was_lost_is_found(self, world: World) -> None:
