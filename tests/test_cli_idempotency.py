@@ -121,7 +121,7 @@ def test_work_in_progress_and_who_waits_for_it(env, locks):
     with locks.once("pay:42", ttl=600, metadata={"request": "r1"}) as work:
         waiting = start_waiter(env, "pay:42")
         if locks.guarantees.fair:  # else only those of the asking process are known
-            wait_until(lambda: len(locks.results.get("pay:42").waiters) == 1)  # type: ignore[union-attr]
+            wait_until(lambda: len(locks.results.get("pay:42").waiters) == 1)
         shown = lines_of(run(env, "idempotency", "show", "pay:42").stdout)
         assert shown["state"] == "in progress"
         assert shown["request"] == "r1"

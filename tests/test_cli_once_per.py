@@ -159,7 +159,7 @@ def test_a_signal_while_it_waits_leaves_nothing(start, locks, env, tmp_path):
         waiting = start(*ONCE, "touch", "ran", env=untraced(env))
         terminated_when_it_waits(waiting, locks)
         assert finished(waiting)[0] == 143
-        assert locks.results.get("k").waiters == ()  # type: ignore[union-attr]
+        assert locks.results.get("k").waiters == ()
         work.complete()
     assert not (tmp_path / "ran").exists()
 

@@ -31,7 +31,7 @@ class Node:
     """A scheduler and what its listeners hear. The test says what is due."""
 
     def __init__(self, locks: Manager, function: Callable[[], object], **options: Any) -> None:
-        self._executor = OnceExecutor(locks=locks, **options)
+        self._executor: Any = OnceExecutor(locks=locks, **options)
         self._scheduler = BackgroundScheduler(executors={"default": self._executor}, timezone="UTC")
         self._scheduler.start()
         self._scheduler.add_listener(
@@ -100,9 +100,19 @@ def test_runs_that_are_due_together_are_each_run(node_of):
     assert second.run(TODAY, after(1), after(2)) == [EVENT_JOB_EXECUTED] * 2
 
 
-def test_a_run_never_overlaps_with_an_earlier_one(node_of, caplog):
+def slow_node(node_of: Callable[..., Node]) -> tuple[Node, threading.Event, threading.Event]:
+    """Whose job has begun when the first event is set, and ends when the second one is."""
     begun, go = threading.Event(), threading.Event()
-    slow = node_of(lambda: (begun.set(), go.wait(PATIENCE)))
+
+    def job() -> None:
+        begun.set()
+        go.wait(PATIENCE)
+
+    return node_of(job), begun, go
+
+
+def test_a_run_never_overlaps_with_an_earlier_one(node_of, caplog):
+    slow, begun, go = slow_node(node_of)
     other = node_of(lambda: None)
     slow.fire(TODAY)
     assert begun.wait(PATIENCE)
@@ -116,8 +126,7 @@ def test_a_run_never_overlaps_with_an_earlier_one(node_of, caplog):
 
 
 def test_a_node_may_wait_for_its_turn(node_of):
-    begun, go = threading.Event(), threading.Event()
-    slow = node_of(lambda: (begun.set(), go.wait(PATIENCE)))
+    slow, begun, go = slow_node(node_of)
     patient = node_of(lambda: None, timeout=None)
     slow.fire(TODAY)
     assert begun.wait(PATIENCE)

@@ -237,7 +237,7 @@ class Workers:
     def _noted(self, name: str) -> list[str]:
         noted = self.notes.lrange(name, 0, -1)
         assert isinstance(noted, list)
-        return noted
+        return [str(each) for each in noted]
 
     def close(self) -> None:
         for process in self._started:

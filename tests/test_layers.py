@@ -69,7 +69,7 @@ LAYERS = {
     ),
     "cli": layer(f"{RECIPES} _open _manager bench testing", "typer rich anyio"),
     "__main__": layer("cli"),
-    "contrib": layer("idempotency", "anyio apscheduler celery"),
+    "contrib": layer("", "anyio apscheduler celery"),
     "idempotency": layer(f"{FOUNDATION} _once _default"),
     "testing": layer(
         f"{RECIPES} _open _who _manager _default idempotency {ANY_BACKEND}", "anyio pytest trio hypothesis redis rich"
@@ -138,7 +138,7 @@ def is_allowed(importer: str, imported: str) -> bool:
         or target in own.layers
         or (ANY_BACKEND in own.layers and inside.startswith("backends."))
         # A user of the library may import its public modules.
-        or (importer in USERS and target in ("instrumentation", "backends.base"))
+        or (importer in USERS and target in ("idempotency", "instrumentation", "backends.base"))
     )
 
 

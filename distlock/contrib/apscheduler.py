@@ -14,21 +14,35 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apscheduler.events import EVENT_JOB_MISSED
 from apscheduler.executors.base import run_job
-from apscheduler.executors.pool import ThreadPoolExecutor
 
 import distlock
 from distlock import AcquireTimeout, Manager, idempotency
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    class ThreadPoolExecutor:
+        """What is used of APScheduler's, which carries no annotations."""
+
+        _pool: Executor
+        _logger: logging.Logger
+
+        def __init__(self, max_workers: int) -> None: ...
+        def _run_job_success(self, job_id: str, events: Sequence[Any]) -> None: ...
+        def _run_job_error(self, job_id: str, exc: BaseException, traceback: Any) -> None: ...
+else:
+    from apscheduler.executors.pool import ThreadPoolExecutor
+
 __all__ = ("OnceExecutor",)
 
-log = logging.getLogger("distlock.idempotency")
+_log = logging.getLogger("distlock.idempotency")
 
 
-class OnceExecutor(ThreadPoolExecutor):  # type: ignore[misc]
+class OnceExecutor(ThreadPoolExecutor):
     """Runs each job once for each time it is scheduled at, on one node, and never while an earlier run goes on.
 
     ``locks``: the store; the one of `distlock.configure` or ``DISTLOCK_URL`` if not given. ``ttl``: seconds for which
@@ -88,7 +102,7 @@ class OnceExecutor(ThreadPoolExecutor):  # type: ignore[misc]
                     if events[0].code != EVENT_JOB_MISSED:
                         work.complete(repr(events[0].exception) if events[0].exception else None)
                     return events
-                log.info("skipped %s: it ran for %s on %s", name, at, work.operation and work.operation.by)
+                _log.info("skipped %s: it ran for %s on %s", name, at, work.operation and work.operation.by)
         except AcquireTimeout as error:
-            log.info("skipped %s for %s: %s", name, at, error)
+            _log.info("skipped %s for %s: %s", name, at, error)
         return []

@@ -33,7 +33,7 @@ WhenBusy = Literal["skip", "retry", "wait"]
 after ``countdown`` seconds, or its worker waits."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-About = Mapping[str, str]
+_About = Mapping[str, str]
 
 
 def single_instance(
@@ -64,7 +64,7 @@ def single_instance(
     def decorate(function: F) -> F:
         template = _literally(_name(function)) if key is None else key
 
-        def guard(body: F, about: About) -> F:
+        def guard(body: F, about: _About) -> F:
             return locked(template, ttl=ttl, timeout=patience, metadata=about)(body)
 
         guard(function, {})  # what cannot work is said now
@@ -100,7 +100,7 @@ def idempotent_task(
     patience = _patience(when_busy, timeout)
 
     def decorate(function: F) -> F:
-        def guard(body: F, about: About) -> F:
+        def guard(body: F, about: _About) -> F:
             if key is None and not about:
                 return body
             template = _literally("{task}:{task_id}".format(**about)) if key is None else key
@@ -120,7 +120,7 @@ def idempotent_task(
     return decorate
 
 
-def _task(function: F, guard: Callable[[Any, About], Any], when_busy: WhenBusy, countdown: float | None) -> F:
+def _task(function: F, guard: Callable[[Any, _About], Any], when_busy: WhenBusy, countdown: float | None) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         begun = False
@@ -131,8 +131,9 @@ def _task(function: F, guard: Callable[[Any, About], Any], when_busy: WhenBusy, 
             begun = True
             return function(*args, **kwargs)
 
-        by_worker = current_task and not current_task.request.called_directly
-        about = {"task": current_task.name, "task_id": current_task.request.id} if by_worker else {}
+        task: Any = current_task
+        by_worker = task and not task.request.called_directly
+        about = {"task": task.name, "task_id": task.request.id} if by_worker else {}
         try:
             return guard(body, about)(*args, **kwargs)
         except AcquireTimeout as error:
@@ -140,7 +141,7 @@ def _task(function: F, guard: Callable[[Any, About], Any], when_busy: WhenBusy, 
                 raise
             if when_busy == "skip":
                 raise Ignore(str(error)) from error
-            raise current_task.retry(exc=error, countdown=countdown) from error
+            raise task.retry(exc=error, countdown=countdown) from error
 
     return call  # type: ignore[return-value]
 
