@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,6 +145,21 @@ def test_one_whose_claim_was_lost_has_not_run(start, locks, tmp_path, options):
     status, _, said = finished(running)
     assert status == 70
     assert "the command was ended" in said
+    assert locks.results.get("k") is None
+
+
+REVOKES = """
+import os, distlock
+locks = distlock.connect(os.environ["DISTLOCK_URL"])
+assert locks.results_manager().force_release(os.environ["DISTLOCK_KEY"], token=int(os.environ["DISTLOCK_TOKEN"]))
+"""
+
+
+@pytest.mark.parametrize("locks", ["redis"], indirect=True)  # on files the holder itself gives it up
+def test_a_claim_that_was_lost_at_the_last_moment_is_told_of(start, locks):
+    status, _, said = finished(start(*ONCE, sys.executable, "-c", REVOKES))
+    assert status == 70
+    assert re.search("distlock: the lease of 'k' .* is lost", said)
     assert locks.results.get("k") is None
 
 

@@ -11,7 +11,16 @@ import distlock
 
 ROOT = Path(distlock.__file__).parent.parent
 HEAVY = (
-    *("apscheduler", "celery", "grpc", "google.protobuf", "hypothesis", "kazoo", "pytest", "redis", "rich", "trio"),
+    "apscheduler",
+    "celery",
+    "grpc",
+    "google.protobuf",
+    "hypothesis",
+    "kazoo",
+    "pytest",
+    "redis",
+    "rich",
+    "trio",
     "typer",
 )
 
