@@ -17,7 +17,7 @@ from distlock.contrib.celery import idempotent_task, single_instance
 
 __all__ = ("TICK", "app")
 
-SERVER = os.environ.get("TEST_CELERY_REDIS", "redis://127.0.0.1:1")
+SERVER = os.environ["TEST_CELERY_REDIS"]
 TICK = 0.2
 """Seconds between two tries of a task that is busy."""
 
@@ -25,7 +25,7 @@ notes = redis.Redis.from_url(f"{SERVER}/2", decode_responses=True)
 app = Celery("tests", broker=f"{SERVER}/1", backend=f"{SERVER}/2")
 app.conf.update(
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": 1},
+    broker_transport_options={"visibility_timeout": int(os.environ["TEST_CELERY_VISIBILITY"])},
     task_acks_late=True,
     task_default_queue="jobs",
     worker_prefetch_multiplier=1,
