@@ -131,7 +131,7 @@ class Done(NamedTuple):
     record: bytes
     """As it was given to `SyncBackend.complete`."""
     expires_in: float | None = None
-    """Seconds for which the store keeps it from now on."""
+    """Seconds for which the store keeps it from now on; None: it did not say in the same step."""
     in_flight: bool = False
     """As in `Grant`; it comes to nothing for as long as the record is kept."""
 

@@ -80,8 +80,10 @@ def test_a_waiter_whose_member_freezes_is_woken_by_another(
 @pytest.fixture
 def watches(shared_etcd: EtcdServer) -> Iterator[Watches]:
     clerk, client = Clerk("clerk"), Client.at(Place.parse(shared_etcd.url))
-    with closing(client), closing(Watches(client, clerk, lambda claim_id: None)) as watches:
-        yield watches
+    made: list[Watches] = []
+    made.append(Watches(client, clerk, lambda claim_id: None, lambda: made[0].wake(made[0].doubtful())))
+    with closing(client), closing(made[0]):
+        yield made[0]
         clerk.close(5.0)
 
 
@@ -125,6 +127,38 @@ def test_a_watch_from_what_the_store_has_forgotten_is_made_anew(
         watches.aim("claim", b"before", seen + 1, is_next)
         shared_etcd.delete("before")
         assert woken.wait(20)
+
+
+def test_who_is_further_back_hears_at_once_of_what_went_before_its_watch_was_made(
+    shared_etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd looks after watches that start in the past only every 0.1 s, while the line may go on a hundred times."""
+    with (
+        distlock.connect(shared_etcd.url) as ours,
+        distlock.connect(shared_etcd.url) as theirs,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        held, watches = theirs.lock("k").acquire(), backend_of(ours)._watches
+        with pytest.raises(distlock.AcquireTimeout):  # sets up what it needs for waiting
+            ours.lock("k", timeout=0.5).acquire()
+        looks: list[Any] = []
+        monkeypatch.setattr(backend_of(ours)._sessions, "_look", looks.append)  # nobody looks from time to time
+        before = pool.submit(theirs.lock("k").acquire)
+        wait_until(lambda: len(queue_of(shared_etcd, "k")) == 2, "the one before")
+        (claim_id,) = backend_of(theirs)._watches._targets
+        key, create = backend_of(theirs)._places.find(claim_id).key, watches._create
+
+        def create_late(*args: Any) -> None:
+            monkeypatch.setattr(watches, "_create", create)
+            shared_etcd.delete(key.decode())  # gone from the line, whoever it was
+            create(*args)
+
+        monkeypatch.setattr(watches, "_create", create_late)
+        behind = pool.submit(ours.lock("k").acquire)
+        wait_until(lambda: any(target.is_next for target in watches._targets.values()), "it to be the next in line")
+        held.release()
+        behind.result(30.0).release()
+        before.result(30.0).release()  # it lines up again
 
 
 def test_whoever_opens_the_stream_anew_watches_for_all(

@@ -56,7 +56,7 @@ def crew(request):
     """Two workers of a peer that the tests have anyway."""
     store, adapter, require = request.param
     require()
-    with STORES[store]() as place, Crew(adapter, sys.executable, place.place) as crew:
+    with STORES[store](None) as place, Crew(adapter, sys.executable, place.place) as crew:
         yield crew
 
 

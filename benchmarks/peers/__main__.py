@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -36,7 +36,7 @@ def main() -> int:
     results = Results(conditions=description())
     stopped = False
     try:
-        _measure(chosen, results, options.quick)
+        _measure(chosen, options.workload or WORKLOADS, results, options.quick)
     except KeyboardInterrupt:
         stopped = True
     if options.json:
@@ -68,6 +68,7 @@ def _options(contenders: Mapping[str, Peer]) -> argparse.Namespace:
         metavar="PEER",
         help=f"beside distlock and the floors; one of {', '.join(names)}; repeatable",
     )
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only that; repeatable")
     options = parser.parse_args()
     if options.plot and not find_spec("matplotlib"):
         parser.error("--plot needs matplotlib")  # now, not when all is measured
@@ -88,13 +89,13 @@ def _chosen(contenders: Mapping[str, Peer], only: list[str] | None) -> dict[str,
     }
 
 
-def _measure(chosen: Mapping[str, Peer], results: Results, quick: bool) -> None:
+def _measure(chosen: Mapping[str, Peer], workloads: Sequence[str], results: Results, quick: bool) -> None:
     ready: dict[str, Peer] = {}
     pythons: dict[str, str] = {}
     named = {name: peer for name, peer in chosen.items() if peer.guarantees and not name.startswith("distlock_")}
     wanted = {store for peer in (named or chosen).values() for store in peer.stores}
     stores = [store for store in STORES if store in wanted]
-    with progress(len(stores) * len(WORKLOADS)) as tell:
+    with progress(len(stores) * len(workloads)) as tell:
         for name, peer in chosen.items():
             tell(f"{peer.name}: environment", False)
             try:
@@ -104,7 +105,7 @@ def _measure(chosen: Mapping[str, Peer], results: Results, quick: bool) -> None:
                 results.failures[f"{peer.name}, its environment"] = str(why)
         with awake():
             for store in stores:
-                for workload in WORKLOADS:
+                for workload in workloads:
                     tick = partial(tell, f"{store}, {workload}", False)
                     measure(store, workload, ready, pythons, Pace(tick, quick), results)
                     tell(f"{store}, {workload}", True)

@@ -46,6 +46,11 @@ class Worker:
             self.kill()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
     def ask(self, do: str, **words: Any) -> Any:
         """An order, and what comes of it."""
         self.send(do, **words)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+from .._machine import SERVER
 from .._measure import Pace, Spread, rotated
 from . import _workloads
 from ._driver import Crew, Failed
@@ -70,7 +71,8 @@ class _Race:
         """One server for all of them, each with keys of its own."""
         prepare = _workloads.PREPARE[self.workload]
         found: dict[str, list[dict[str, float]]] = {}
-        with STORES[self.store]() as store, ExitStack() as stack:
+        processor = SERVER if self.workload in _workloads.ALONE else None
+        with STORES[self.store](processor) as store, ExitStack() as stack:
             self.conditions.update(store.conditions)
             crews = {name: stack.enter_context(Crew(name, path, store.place)) for name, path in self.pythons.items()}
             rounds = {name: self._tried(crew, partial(prepare, crew, self.pace)) for name, crew in crews.items()}
@@ -90,7 +92,7 @@ class _Race:
         """One after the other, each with a server of its own: no time is measured. Files tell nobody."""
         found: Values = {}
         for name, python in self.pythons.items() if self.store != "file" else ():
-            with STORES[self.store]() as store, Crew(name, python, store.place) as crew:
+            with STORES[self.store](None) as store, Crew(name, python, store.place) as crew:
                 outcome = self._tried(crew, partial(_workloads.waiting, crew, store, self.pace))
                 if outcome:
                     found[name] = {key: [value] for key, value in outcome.items()}

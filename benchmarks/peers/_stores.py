@@ -23,11 +23,11 @@ class Store:
 
 
 @contextmanager
-def redis() -> Iterator[Store]:
+def redis(processor: int | None) -> Iterator[Store]:
     """A server of our own."""
     from .. import _redis
 
-    with _redis.server(None) as store:
+    with _redis.server(processor) as store:
 
         def heard(seconds: float) -> float:
             with closing(_redis.RawSocket(store.port)) as monitor:
@@ -39,11 +39,11 @@ def redis() -> Iterator[Store]:
 
 
 @contextmanager
-def etcd() -> Iterator[Store]:
+def etcd(processor: int | None) -> Iterator[Store]:
     """A server of our own."""
     from .. import _etcd
 
-    with _etcd.server(None) as store:
+    with _etcd.server(processor) as store:
 
         def heard(seconds: float) -> float:
             before = sum(_etcd.requests_of(store).values())
@@ -54,11 +54,11 @@ def etcd() -> Iterator[Store]:
 
 
 @contextmanager
-def zookeeper() -> Iterator[Store]:
+def zookeeper(processor: int | None) -> Iterator[Store]:
     """A server of our own."""
     from .. import _zookeeper
 
-    with _zookeeper.server(None) as store:
+    with _zookeeper.server(processor) as store:
 
         def heard(seconds: float) -> float:
             before = _zookeeper.requests_of(store)
@@ -69,15 +69,16 @@ def zookeeper() -> Iterator[Store]:
 
 
 @contextmanager
-def file() -> Iterator[Store]:
-    """A folder of our own."""
+def file(processor: int | None) -> Iterator[Store]:
+    """A folder of our own, which no processor has to itself."""
     with tempfile.TemporaryDirectory(prefix="distlock-peers-") as folder:
         yield Store(Path(folder).as_uri(), {})
 
 
-STORES: dict[str, Callable[[], AbstractContextManager[Store]]] = {
+STORES: dict[str, Callable[[int | None], AbstractContextManager[Store]]] = {
     "redis": redis,
     "etcd": etcd,
     "zookeeper": zookeeper,
     "file": file,
 }
+"""Each with the processor that its server is bound to, if any."""

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from statistics import median
 
+from .._machine import CLIENT, pin
 from .._measure import ROUND_SECONDS, Pace
 from .._melee import Window
 from ._driver import Crew
 from ._stores import Store
 
-__all__ = ("PREPARE", "ROUNDS", "UNITS", "Round", "waiting")
+__all__ = ("ALONE", "PREPARE", "ROUNDS", "UNITS", "Round", "waiting")
 
 Round = Callable[[], dict[str, float]]
 
@@ -25,6 +26,7 @@ UNITS = {"uncontended": "µs", "hand-off": "µs", "contended": "/s", "fairness":
 def uncontended(crew: Crew, pace: Pace) -> Round:
     """Seconds for one acquire and release of a lock that nobody else wants, by one thread or task."""
     (worker,), key, count = crew.first(1), f"{crew.adapter}-uncontended", 10
+    pin(worker.pid, CLIENT)
     worker.ask("pairs", key=key, count=count)  # connects
     while (seconds := worker.ask("pairs", key=key, count=count)) < ROUND_SECONDS / 3:
         count *= 2
@@ -104,4 +106,6 @@ def waiting(crew: Crew, store: Store, pace: Pace) -> dict[str, float]:
     return {"waiting": store.heard(seconds) / seconds}
 
 
+ALONE = ("uncontended",)
+"""One client and the server, each with a processor of its own: else the figures say which two the kernel chose."""
 PREPARE = {"uncontended": uncontended, "hand-off": hand_off, "contended": contended}

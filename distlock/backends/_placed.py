@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from ._clerk import Clerk
 from ._places import Placed, Places
-from .base import BackendError, Busy, Claim, Grant, SyncBackend, now
+from .base import BackendError, Busy, Claim, Done, Grant, SyncBackend, now
 
 __all__ = ("PlacedBackend",)
 
@@ -33,7 +33,7 @@ class PlacedBackend(SyncBackend, Generic[P]):
         self._tidier = Clerk(f"distlock-{store}-tidier")
         """Asks for what can wait, and may have to wait for the answer."""
 
-    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy:
+    def acquire(self, claim: Claim, deadline: float) -> Grant | Busy | Done:
         """See `SyncBackend.acquire`."""
         if self._closed:
             raise self._error("this manager was closed", claim)
@@ -70,14 +70,14 @@ class PlacedBackend(SyncBackend, Generic[P]):
     # Each store's own.
 
     @abstractmethod
-    def _ask(self, place: P, claim: Claim, deadline: float) -> Grant | Busy: ...
+    def _ask(self, place: P, claim: Claim, deadline: float) -> Grant | Busy | Done: ...
 
     @abstractmethod
     def _failed(self, place: P, claim: Claim, error: BaseException) -> None:
         """It was asked for in vain; or nobody knows."""
 
     @abstractmethod
-    def _answered(self, place: P, claim: Claim, outcome: Grant | Busy) -> None: ...
+    def _answered(self, place: P, claim: Claim, outcome: Grant | Busy | Done) -> None: ...
 
     @abstractmethod
     def _others(self) -> Iterable[_Forked]:

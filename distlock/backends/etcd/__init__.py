@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..base import ConfigurationError
@@ -22,9 +23,9 @@ def open_url(url: str, *, namespace: str, op_timeout: float) -> EtcdBackend:
     layout = place.options.get("layout", "encoded")
     if layout not in _LAYOUTS:
         raise ConfigurationError("layout is encoded (the default) or raw")
-    return EtcdBackend(Client.at(place), namespace, op_timeout, raw=_LAYOUTS[layout])
+    return EtcdBackend(partial(Client.at, place), namespace, op_timeout, raw=_LAYOUTS[layout])
 
 
 def open_client(client: Any, *, namespace: str, op_timeout: float, raw: bool = False) -> EtcdBackend:
     """A client of etcd3: it lends its endpoints and credentials, not its connections."""
-    return EtcdBackend(Client.over(client), namespace, op_timeout, raw=raw)
+    return EtcdBackend(partial(Client.over, client), namespace, op_timeout, raw=raw)

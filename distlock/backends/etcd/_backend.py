@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import ClassVar
 
 from .._placed import PlacedBackend
 from .._places import Places
 from ..base import (
+    PROVISIONAL,
     BackendError,
     Busy,
     Claim,
     DistLockError,
+    Done,
     Fault,
     Grant,
     Guarantees,
     Inspection,
     Renewal,
     Subscription,
+    SyncBackend,
     Wake,
     now,
 )
@@ -57,20 +61,29 @@ class EtcdBackend(PlacedBackend[Place]):
     """
 
     guarantees: Guarantees = GUARANTEES
+    _entering: ClassVar[type[Entrance]] = Entrance
 
-    def __init__(self, client: Client, namespace: str, op_timeout: float, *, raw: bool = False) -> None:
+    def __init__(self, connect: Callable[[], Client], namespace: str, op_timeout: float, *, raw: bool = False) -> None:
+        client = connect()
         super().__init__("etcd", client.address, op_timeout)
+        self._connect = connect
+        self._namespace = namespace
         self._client = client
         self._layout = Layout(namespace, raw=raw)
         self._places = Places(lambda claim: Place(claim, self._layout))
-        self._watches = Watches(client, self._clerk, self._called)
+        self._watches = Watches(client, self._clerk, self._called, lambda: self._tidier.soon(self._look_at_doubtful))
         self._sessions = Sessions(
             client, self._clerk, self._tidier, self._ended, self._watches.restart, self._look_again
         )
-        self._entrance = Entrance(client, self._layout, self._tidier, self._sessions, self._watches, self._places)
+        self._entrance = self._entering(client, self._layout, self._tidier, self._sessions, self._watches, self._places)
         self._keeping = Keeping(client, self._sessions, self._places)
 
-    def _ask(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy:
+    def results(self) -> SyncBackend:
+        from ._results import EtcdResults  # which is one of these
+
+        return EtcdResults(self._connect, f"{self._namespace}+once", self._op_timeout)  # no namespace has a + in it
+
+    def _ask(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | Done:
         return self._entrance.ask(place, claim, deadline)
 
     def _failed(self, place: Place, claim: Claim, error: BaseException) -> None:
@@ -81,10 +94,10 @@ class EtcdBackend(PlacedBackend[Place]):
         elif not place.revision and not place.unknown:  # etcd has heard nothing of it
             self._drop(place)
 
-    def _answered(self, place: Place, claim: Claim, outcome: Grant | Busy) -> None:
-        if isinstance(outcome, Grant):
+    def _answered(self, place: Place, claim: Claim, outcome: Grant | Busy | Done) -> None:
+        if not isinstance(outcome, Busy):
             self._watches.forget(claim.id)
-        elif not claim.wait:  # nobody withdraws it
+        if isinstance(outcome, Done) or (isinstance(outcome, Busy) and not claim.wait):  # nobody withdraws it
             self._turned_away(place, claim)
 
     def _turned_away(self, place: Place, claim: Claim) -> None:
@@ -125,7 +138,10 @@ class EtcdBackend(PlacedBackend[Place]):
 
     def _look(self, session: Session) -> None:
         session.looking = False
-        self._entrance.look(session)
+        self._entrance.look(list(session.waiters), max(session.ttl / 6, PROVISIONAL))
+
+    def _look_at_doubtful(self) -> None:
+        self._entrance.look(self._watches.doubtful(), PROVISIONAL)
 
     def _ended(self, session: Session) -> None:
         """etcd does not know the lease any more, nor the keys that stood under it: whoever waited asks again."""
@@ -199,7 +215,7 @@ class EtcdBackend(PlacedBackend[Place]):
 
     def list(self, prefix: str, deadline: float) -> Iterator[Inspection]:
         lines: dict[str, list[pb.KeyValue]] = {}
-        for kv in self._listed(prefix):
+        for kv in self._listed(*self._layout.span(prefix)):
             lines.setdefault(self._layout.name_of(kv.key), []).append(kv)
         leases: dict[int, float | None] = {}
 
@@ -211,12 +227,11 @@ class EtcdBackend(PlacedBackend[Place]):
         for name, kvs in lines.items():
             yield inspection(name, sorted(kvs, key=lambda kv: kv.create_revision), left)
 
-    def _listed(self, prefix: str) -> Iterator[pb.KeyValue]:
+    def _listed(self, start: bytes, end: bytes, *, keys_only: bool = False) -> Iterator[pb.KeyValue]:
         """In pages, all of the same moment."""
-        start, end = self._layout.span(prefix)
         revision = 0
         while True:
-            request = pb.RangeRequest(key=start, range_end=end, limit=PAGE, revision=revision)
+            request = pb.RangeRequest(key=start, range_end=end, limit=PAGE, revision=revision, keys_only=keys_only)
             page = self._client.call(RANGE, request, now() + self._op_timeout).value
             yield from page.kvs
             if not page.more:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from .._clerk import Clerk
 from .._places import Places
-from ..base import PROVISIONAL, BackendError, BackendUnavailable, Busy, Claim, DistLockError, Grant, now
-from ._client import Client
+from ..base import PROVISIONAL, BackendError, BackendUnavailable, Busy, Claim, DistLockError, Done, Grant, now
+from ._client import Answer, Client
 from ._errors import LeaseNotFound
 from ._places import Place
 from ._requests import BATCH, attach, confirm, enter, gets, leave, pass_over
@@ -19,7 +20,7 @@ from ._session import Session, Sessions
 from ._values import Layout, found, waiting_ttl, whole_seconds
 from ._watches import Watches
 
-__all__ = ("Entrance",)
+__all__ = ("TRIES", "Entrance")
 
 TRIES = 5
 """Leases that may end one after the other before that is taken for an outage."""
@@ -44,7 +45,7 @@ class Entrance:
         self._called: dict[str, float] = {}
         self._looking = False
 
-    def ask(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy:
+    def ask(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | Done:
         """One attempt."""
         if self._called:
             self._called.pop(claim.id, None)
@@ -78,9 +79,15 @@ class Entrance:
             f"the claim was withdrawn [{self._client.address}]", key=claim.key, backend=self._client.address
         )
 
+    def _transact(
+        self, place: Place, claim: Claim, request: pb.TxnRequest, deadline: float
+    ) -> Answer[pb.TxnResponse] | Done:
+        """What `enter` or `confirm` has brought."""
+        return self._client.call(TXN, request, deadline, key=claim.key)
+
     # Not in the line yet, or not known to be.
 
-    def _enter(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | None:
+    def _enter(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | Done | None:
         hold = self._holding(place, claim, deadline)
         wait = self._sessions.peek(waiting_ttl(claim.ttl)) if claim.wait else None
         asked_at = now()
@@ -91,7 +98,9 @@ class Entrance:
         if self._places.is_refused(claim.id):  # in the meantime: who did so looks at these leases, or we look here
             raise self._withdrawn(claim)
         request = enter(place.prefix, place.key, place.value, place.late, hold.id, 0 if wait is None else wait.id)
-        answer = self._client.call(TXN, request, deadline, key=claim.key)
+        answer = self._transact(place, claim, request, deadline)
+        if isinstance(answer, Done):
+            return answer
         if answer.again:
             place.unknown = True
         txn, revision = answer.value, answer.value.header.revision
@@ -149,7 +158,7 @@ class Entrance:
 
     # In the line.
 
-    def _confirm(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | None:
+    def _confirm(self, place: Place, claim: Claim, deadline: float) -> Grant | Busy | Done | None:
         session = place.session
         if session is None or session.ended:  # its keys are gone with it: etcd#9921
             place.vanished()
@@ -161,8 +170,10 @@ class Entrance:
         asked_at = now()
         if asked_at - session.sent_at > session.stale_after(claim.ttl):
             self._sessions.ask(session, asked_at)
-        request = confirm(place.prefix, place.key, place.revision)
-        txn = self._client.call(TXN, request, deadline, key=claim.key).value
+        answer = self._transact(place, claim, confirm(place.prefix, place.key, place.revision), deadline)
+        if isinstance(answer, Done):
+            return answer
+        txn = answer.value
         if txn.succeeded:
             return self._granted(place, claim, asked_at, deadline)
         own, before, first = (response.response_range.kvs for response in txn.responses)
@@ -222,10 +233,10 @@ class Entrance:
 
     # Who was not told.
 
-    def look(self, session: Session) -> None:
+    def look(self, claim_ids: Sequence[str], patience: float) -> None:
         """A push may get lost: what was not told is found here, within a third of the session."""
-        deadline = now() + max(session.ttl / 6, PROVISIONAL)
-        aims = iter(self._watches.aims(list(session.waiters)))
+        deadline = now() + patience
+        aims = iter(self._watches.aims(claim_ids))
         with suppress(DistLockError):  # then the next time
             while batch := list(itertools.islice(aims, BATCH)):
                 found = self._client.call(TXN, gets((aim.key for aim in batch), keys_only=True), deadline).value

@@ -11,7 +11,20 @@ from functools import lru_cache
 from ._rpc import pb
 from ._values import end_of
 
-__all__ = ("BATCH", "attach", "confirm", "enter", "first_of", "gets", "leave", "line_of", "pass_over")
+__all__ = (
+    "BATCH",
+    "attach",
+    "complete",
+    "confirm",
+    "enter",
+    "first_of",
+    "forget",
+    "gets",
+    "leave",
+    "line_of",
+    "pass_over",
+    "unless_done",
+)
 
 BATCH = 100
 """Keys that are looked at in one transaction. A server takes 128 operations unless it is told otherwise."""
@@ -49,8 +62,8 @@ def _put(key: bytes, value: bytes, lease: int) -> pb.RequestOp:
     return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
 
 
-def _delete(key: bytes) -> pb.RequestOp:
-    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
+def _delete(key: bytes, end: bytes = b"") -> pb.RequestOp:
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=end))
 
 
 @lru_cache(maxsize=512)
@@ -135,3 +148,31 @@ def leave(own: bytes, revision: int, tombs: Sequence[tuple[bytes, int]]) -> pb.T
 def gets(keys: Iterable[bytes], *, keys_only: bool = False) -> pb.TxnRequest:
     """What some keys are, at one moment."""
     return pb.TxnRequest(success=[_get(key, keys_only=keys_only) for key in keys])
+
+
+# Of results. A record and a line are never there at the same time: who has a key in the line need not ask for a record.
+
+
+def unless_done(request: pb.TxnRequest, record: bytes) -> pb.TxnRequest:
+    """The same `enter` or `confirm`, if there is no such record; if it fails, its last answer is the record."""
+    for otherwise in request.failure:
+        if otherwise.HasField("request_txn"):
+            otherwise.request_txn.compare.append(_created(record, 0))
+    request.compare.append(_created(record, 0))
+    request.failure.append(_get(record))
+    return request
+
+
+def complete(own: bytes, revision: int, prefix: bytes, record: bytes, value: bytes, lease: int) -> pb.TxnRequest:
+    """A record instead of the whole line, if own key is there with that create revision; else the record there is."""
+    return pb.TxnRequest(
+        compare=[_created(own, revision)],
+        success=[_put(record, value, lease), _delete(prefix, end_of(prefix))],
+        failure=[_get(record)],
+    )
+
+
+def forget(record: bytes) -> pb.TxnRequest:
+    """The record is deleted, if there is one."""
+    there = pb.Compare(result=_GREATER, target=_CREATE, key=record, create_revision=0)
+    return pb.TxnRequest(compare=[there], success=[_delete(record)])

@@ -4,6 +4,7 @@
 
     distlock/<namespace>/<name>/<lease in hex>-<claim id>         a holder or a waiter, in the order of create revisions
     distlock/~withdrawn/<namespace>/<claim id>/<lease in hex>     a claim that must come to nothing, if it comes late
+    distlock/~results/<namespace>/<name>                          what came of the work that was claimed as <name>
 
 Go's ``concurrency.Mutex`` and ``etcdctl lock`` look at the prefix ``distlock/<namespace>/<name>/`` and at create
 revisions alone, so that they keep us out and we them. A name is percent-encoded; in the raw layout it is
@@ -44,6 +45,7 @@ class Layout:
         self._raw = raw
         self._start = f"{ROOT}/{namespace}/"
         self._late = f"{ROOT}/~withdrawn/{namespace}/"  # no namespace has a ~ in it
+        self._results = f"{ROOT}/~results/{namespace}/"
         self.prefix: Callable[[str], bytes] = lru_cache(maxsize=512)(self._prefix)
 
     def _prefix(self, name: str) -> bytes:
@@ -62,13 +64,33 @@ class Layout:
 
     def span(self, prefix: str) -> tuple[bytes, bytes]:
         """The first key of all locks whose names start with ``prefix``, and the end of them."""
-        start = f"{self._start}{self._written(prefix)}".encode()
+        return self._span(self._start, prefix)
+
+    def _span(self, folder: str, prefix: str) -> tuple[bytes, bytes]:
+        start = f"{folder}{self._written(prefix)}".encode()
         return start, end_of(start)
 
     def name_of(self, key: bytes) -> str:
         """The lock that a key belongs to."""
-        name = key[len(self._start) :].rpartition(b"/")[0].decode(errors="replace")
+        return self._read(key[len(self._start) :].rpartition(b"/")[0])
+
+    def _read(self, written: bytes) -> str:
+        name = written.decode(errors="replace")
         return name if self._raw else unquote(name)
+
+    # Of results.
+
+    def record(self, name: str) -> bytes:
+        """The key of what came of the work."""
+        return f"{self._results}{self._written(name)}".encode()
+
+    def records(self, prefix: str) -> tuple[bytes, bytes]:
+        """The first key of all records whose names start with ``prefix``, and the end of them."""
+        return self._span(self._results, prefix)
+
+    def name_of_record(self, key: bytes) -> str:
+        """The work that a record is of."""
+        return self._read(key[len(self._results) :])
 
 
 def end_of(prefix: bytes) -> bytes:

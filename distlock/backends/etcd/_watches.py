@@ -1,9 +1,9 @@
 """How a process waits: one stream with a watch on the key before each of its waiters.
 
-A watch starts at the revision at which that key was seen, so that nothing is missed: neither between the look and
-the watch nor while the stream is opened again. But etcd looks only every 0.1 s after watches that start in the past, as
-nearly all do where others write; so that of the next in line starts when it is made, and its first reply tells whether
-anything was written in between: then the waiter asks. What a watch says is a hint, too; whoever hears it asks.
+etcd looks only every 0.1 s after watches that start in the past, as nearly all would that begin with the revision at
+which the key was seen, where others write. So a watch starts when it is made, and its first reply tells whether
+anything was written since the key was seen. Then the next in line asks; all others of this process that are in such a
+doubt are looked after by one request. What a watch says is a hint, too; whoever hears it asks.
 """
 
 from __future__ import annotations
@@ -56,12 +56,16 @@ class Aim(NamedTuple):
 
 
 class Watches:
-    """Thread-safe. ``on_gone`` is told of a claim for which the key before it may be deleted, before it is woken."""
+    """Thread-safe. ``on_gone`` is told of a claim for which the key before it may be deleted, before it is woken;
+    ``on_doubt`` that there are `doubtful` ones."""
 
-    def __init__(self, client: Client, clerk: Clerk, on_gone: Callable[[str], None]) -> None:
+    def __init__(
+        self, client: Client, clerk: Clerk, on_gone: Callable[[str], None], on_doubt: Callable[[], None]
+    ) -> None:
         self._client = client
         self._clerk = clerk
         self._on_gone = on_gone
+        self._on_doubt = on_doubt
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -69,6 +73,7 @@ class Watches:
         self._mutex = threading.RLock()
         self._targets: dict[str, _Target] = {}
         self._claims: dict[int, str] = {}
+        self._doubtful: list[str] = []
         self._ids = itertools.count(1)
         self._stream: Stream[pb.WatchRequest] | None = None
         self._turn = object()
@@ -117,6 +122,12 @@ class Watches:
         for claim_id in claim_ids:
             if (target := self._targets.get(claim_id)) is not None:
                 target.wake()
+
+    def doubtful(self) -> list[str]:
+        """Claims for which the key before them was not watched for a moment, since this was asked last."""
+        with self._mutex:
+            claim_ids, self._doubtful = self._doubtful, []
+        return claim_ids
 
     def aims(self, claim_ids: Iterable[str]) -> list[Aim]:
         """What those of them that watch something wait for."""
@@ -179,7 +190,6 @@ class Watches:
         self._claims[target.watch_id] = claim_id
         request = pb.WatchCreateRequest(
             key=target.key,
-            start_revision=0 if target.is_next else target.revision,
             filters=[pb.WatchCreateRequest.NOPUT],
             watch_id=target.watch_id,
         )
@@ -211,16 +221,22 @@ class Watches:
             return
         with self._mutex:
             claim_id = self._claims.get(reply.watch_id) if turn is self._turn else None
-            if claim_id is None:  # of one that has been cancelled
+            target = self._targets.get(claim_id) if claim_id is not None else None
+            if claim_id is None or target is None:  # of one that has been cancelled
                 return
             if reply.canceled:
-                self._refused(reply, claim_id)
+                self._refused(reply, target)
             elif reply.created:
                 self._pause = 0.0
-                if self._began_anew(reply, claim_id):
+                if _began_anew(reply, target):
                     self._clerk.at(now() + BEHIND, partial(self._call, claim_id))
                     return
-                if not self._may_have_missed(reply, claim_id):
+                if reply.header.revision < target.revision:  # nothing was written since
+                    return
+                if not target.is_next:
+                    self._doubtful.append(claim_id)
+                    if len(self._doubtful) == 1:
+                        self._on_doubt()
                     return
             elif not any(event.type == pb.Event.DELETE for event in reply.events):
                 return
@@ -233,23 +249,9 @@ class Watches:
         self._on_gone(claim_id)
         self.wake([claim_id])
 
-    def _may_have_missed(self, reply: pb.WatchResponse, claim_id: str) -> bool:
-        """Something was written before the watch was made that starts only then."""
-        target = self._targets.get(claim_id)
-        return target is not None and target.is_next and reply.header.revision >= target.revision
-
-    def _began_anew(self, reply: pb.WatchResponse, claim_id: str) -> bool:
-        """The store came back empty and counts from one: the watch would be quiet until it has counted as far again.
-        Or this member is behind, and asking again does no harm, if it is not hurried."""
-        target = self._targets.get(claim_id)
-        return target is not None and reply.header.revision < target.revision - 1
-
-    def _refused(self, reply: pb.WatchResponse, claim_id: str) -> None:
+    def _refused(self, reply: pb.WatchResponse, target: _Target) -> None:
         """Compacted: asking again finds a newer revision. Else it may be refused again, which is not to be hurried."""
         del self._claims[reply.watch_id]
-        target = self._targets.get(claim_id)
-        if target is None:
-            return
         target.watch_id = 0
         if reply.compact_revision:
             return
@@ -274,6 +276,12 @@ class Watches:
             waiting = list(self._targets)
             self._lost()
         self.wake(waiting)
+
+
+def _began_anew(reply: pb.WatchResponse, target: _Target) -> bool:
+    """The store came back empty and counts from one: what was seen is of no use any more. Or this member is behind, and
+    asking again does no harm, if it is not hurried."""
+    return reply.header.revision < target.revision - 1
 
 
 class _Watch:

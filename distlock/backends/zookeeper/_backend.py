@@ -17,6 +17,7 @@ from ..base import (
     Busy,
     Claim,
     DistLockError,
+    Done,
     Fault,
     Grant,
     Guarantees,
@@ -79,7 +80,7 @@ class ZooKeeperBackend(PlacedBackend[ClaimPlace]):
     def _ask(self, place: ClaimPlace, claim: Claim, deadline: float) -> Grant | Busy:
         return self._entrance.ask(place, claim, deadline)
 
-    def _answered(self, place: ClaimPlace, claim: Claim, outcome: Grant | Busy) -> None:
+    def _answered(self, place: ClaimPlace, claim: Claim, outcome: Grant | Busy | Done) -> None:
         if isinstance(outcome, Busy) and not claim.wait:
             self._places.forget(place)
 
