@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -17,6 +18,7 @@ __all__ = ("after_fork", "introduce", "new_claim_id")
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _CLI = _PACKAGE + "cli" + os.sep
+_STACKS = contextlib.__file__
 _host = ""
 _pid = 0
 _process = ""
@@ -54,6 +56,8 @@ def _plain(name: str, file: str, line: int) -> str:
 
 @lru_cache(maxsize=1024)
 def _is_ours(file: str) -> bool:
+    if file == _STACKS:  # an ExitStack: who put it there is asking
+        return True
     return file.startswith(_PACKAGE) and not file.startswith(_CLI)  # that is a program of its own
 
 

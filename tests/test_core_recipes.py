@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
@@ -44,6 +45,14 @@ def default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Recipes and decorators.
+
+
+def test_who_asks_by_a_stack_of_blocks_is_named(locks: Manager) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(locks.lock("k"))
+        holder = locks.inspect("k").holder
+    assert holder is not None
+    assert holder.site.startswith("test_core_recipes.py:")
 
 
 def test_one_recipe_is_shared_by_threads(locks: Manager) -> None:

@@ -10,7 +10,19 @@ from pathlib import Path
 import distlock
 
 ROOT = Path(distlock.__file__).parent.parent
-HEAVY = ("grpc", "google.protobuf", "hypothesis", "kazoo", "pytest", "redis", "rich", "trio", "typer")
+HEAVY = (
+    "apscheduler",
+    "celery",
+    "grpc",
+    "google.protobuf",
+    "hypothesis",
+    "kazoo",
+    "pytest",
+    "redis",
+    "rich",
+    "trio",
+    "typer",
+)
 
 
 def in_a_fresh_interpreter(code: str, folder: Path) -> str:

@@ -138,7 +138,7 @@ def is_allowed(importer: str, imported: str) -> bool:
         or target in own.layers
         or (ANY_BACKEND in own.layers and inside.startswith("backends."))
         # A user of the library may import its public modules.
-        or (importer in USERS and target in ("instrumentation", "backends.base"))
+        or (importer in USERS and target in ("idempotency", "instrumentation", "backends.base"))
     )
 
 

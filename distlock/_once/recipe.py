@@ -12,7 +12,7 @@ from .._errors import AcquireTimeout, IdempotencyMismatch, InProgress
 from .._lease import AsyncLease, BaseLease, Lease
 from .._options import check_key
 from .._types import Busy, Done, Holder
-from .records import Operation, read
+from .records import Operation, read, shown
 from .terms import Terms
 from .work import AsyncWork, Work, tell
 
@@ -189,7 +189,7 @@ class Once:
             f"{self.key!r} is in progress: {who} at it{waited} [{backend}]",
             key=self.key,
             backend=backend,
-            holder=holder,
+            holder=None if holder is None else shown(holder),
         )
         error.retry_after = None if holder is None else holder.ttl
         return error

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 from .._errors import ReplayedError, ResultUnavailable
 from .._types import Holder, Waiter
 
-__all__ = ("JSON", "JSONSerializer", "Operation", "Outcome", "Serializer", "pack", "read")
+__all__ = ("JSON", "JSONSerializer", "Operation", "Outcome", "Serializer", "pack", "read", "shown")
 
 FINGERPRINT = "distlock.fingerprint"
 """In the metadata of who is at the work."""
 VERSION = 1
+
+W = TypeVar("W", bound=Waiter)
 
 
 class Serializer(Protocol):
@@ -95,12 +97,12 @@ class Operation:
         return Operation(
             key,
             "in progress",
-            holder,
+            shown(holder),
             fingerprint=holder.metadata.get(FINGERPRINT),
             token=holder.token,
             began_at=holder.since,
             took=holder.held_for,
-            waiters=waiters,
+            waiters=tuple(shown(waiter) for waiter in waiters),
         )
 
     def result(self, serializer: Serializer, backend: str) -> Any:
@@ -130,6 +132,11 @@ class Operation:
             ) from error
 
 
+def shown(waiter: W) -> W:
+    """As it described itself: the fingerprint is beside that."""
+    return replace(waiter, metadata={name: value for name, value in waiter.metadata.items() if name != FINGERPRINT})
+
+
 def pack(outcome: Outcome, about: str, fingerprint: str | None, token: int, took: float) -> bytes:
     """A record: a line of JSON that says all but the result, and the result."""
     head: dict[str, Any] = {"v": VERSION, "a": json.loads(about), "t": token, "at": time.time() - took, "took": took}
@@ -156,7 +163,7 @@ def read(key: str, record: bytes, expires_in: float | None) -> Operation:
         return Operation(
             key,
             "failed" if error is not None else "completed",
-            Waiter.read("?", json.dumps(head["a"])),
+            shown(Waiter.read("?", json.dumps(head["a"]))),
             fingerprint=head.get("f"),
             token=head["t"],
             began_at=head["at"],

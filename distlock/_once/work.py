@@ -13,8 +13,9 @@ from .._core.hold import Hold
 from .._core.watchdog import Watchdog
 from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, ResultUnavailable, add_note
 from .._lease import AsyncLease, BaseLease, Lease
+from .._options import check_ttl
 from .._types import Waiter
-from .records import Operation, Outcome, pack
+from .records import Operation, Outcome, pack, shown
 from .terms import Terms
 
 __all__ = ("AsyncWork", "BaseWork", "Work", "tell")
@@ -118,7 +119,7 @@ class BaseWork(Generic[L]):
         lease = self.lease
         lease._done = True  # leaving the block finds nothing to give up
         state = "completed" if outcome.error is None else "failed"
-        by = Waiter.read(lease.owner, self._about)
+        by = shown(Waiter.read(lease.owner, self._about))
         self._operation = Operation(self.key, state, by, self._terms.fingerprint, lease.token, outcome=outcome)
         self._tell(state, token=lease.token, problem=outcome.problem or None)
 
@@ -176,21 +177,24 @@ class Work(BaseWork[Lease]):
 
     __slots__ = ()
 
-    def complete(self, result: Any = None) -> Any:
+    def complete(self, result: Any = None, *, ttl: float | None = None) -> Any:
         """Keeps ``result`` and ends the claim, in one request. Returns the result as those get it who come later.
+
+        ``ttl``: seconds for which it is kept; those of the recipe if not given.
 
         Raises `LockLost` if the claim was lost: someone else may be at the work, and what they bring counts;
         `ResultUnavailable` if the result cannot be kept (then that the work was done is kept without it), or if the
         store does not answer (then the claim is kept alive, and storing goes on in the background).
         """
+        keep = check_ttl(ttl, self._terms.ttl)
         outcome = self._serialized(result)
-        self._keep(outcome, result)
+        self._keep(outcome, keep, result)
         return self._outcome(outcome, result)
 
-    def _keep(self, outcome: Outcome, result: Any = None) -> None:
+    def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         try:
-            drive(_release.complete(*self._ways, record, self._terms.ttl, lambda error: self._refused(error, record)))
+            drive(_release.complete(*self._ways, record, keep, lambda error: self._refused(error, record)))
         except BaseException as error:
             self._not_kept(error, result)
             raise
@@ -201,7 +205,7 @@ class Work(BaseWork[Lease]):
         outcome = self._to_keep(error)
         if outcome is not None and error is not None:
             try:
-                self._keep(outcome)
+                self._keep(outcome, self._terms.ttl)
             except Exception as problem:  # noqa: BLE001 - the body's own error comes out
                 add_note(error, f"distlock: {problem}")
 
@@ -211,16 +215,17 @@ class AsyncWork(BaseWork[AsyncLease]):
 
     __slots__ = ()
 
-    async def complete(self, result: Any = None) -> Any:
+    async def complete(self, result: Any = None, *, ttl: float | None = None) -> Any:
         """See `Work.complete`. Cancelled in the middle of it, storing goes on in the background."""
+        keep = check_ttl(ttl, self._terms.ttl)
         outcome = self._serialized(result)
-        await self._keep(outcome, result)
+        await self._keep(outcome, keep, result)
         return self._outcome(outcome, result)
 
-    async def _keep(self, outcome: Outcome, result: Any = None) -> None:
+    async def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         try:
-            await _release.complete(*self._ways, record, self._terms.ttl, lambda error: self._refused(error, record))
+            await _release.complete(*self._ways, record, keep, lambda error: self._refused(error, record))
         except BaseException as error:
             self._not_kept(error, result)
             raise
@@ -231,6 +236,6 @@ class AsyncWork(BaseWork[AsyncLease]):
         outcome = self._to_keep(error)
         if outcome is not None and error is not None:
             try:
-                await self._keep(outcome)
+                await self._keep(outcome, self._terms.ttl)
             except Exception as problem:  # noqa: BLE001 - the body's own error comes out
                 add_note(error, f"distlock: {problem}")

@@ -10,7 +10,7 @@ __all__ = ("main",)
 def main() -> None:
     """Runs the command line and exits."""
     try:
-        from . import _app, bench, demo, look, release, run, torture  # noqa: F401 - each adds its command
+        from . import _app, bench, demo, idempotency, look, release, run, torture  # noqa: F401 - each adds its command
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("distlock"):
             raise

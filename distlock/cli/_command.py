@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +22,7 @@ from distlock import Lease, LockLost
 from . import _guard
 from ._app import LOST, say
 
-__all__ = ("Command", "caught")
+__all__ = ("Command", "Job", "caught")
 
 NOT_RUNNABLE, NOT_FOUND = 126, 127
 """As shells have it."""
@@ -227,6 +228,28 @@ class Command:
         except LockLost as error:
             return str(error)
         return f"no renewal of {self._lease.key!r} was answered [{self._lease.backend}]"
+
+
+@dataclass
+class Job:
+    """What to run under which name, and how."""
+
+    key: str
+    command: Sequence[str]
+    ttl: float
+    grace: float
+    child: Command | None = None
+    """Once it runs."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """Shown to whoever waits or looks."""
+        return {"command": os.path.basename(self.command[0])}
+
+    def run(self, lease: Lease) -> int:
+        """The exit status of the command, which `lease` outlives."""
+        self.child = Command(lease, self.ttl, self.grace)
+        return self.child.run(self.command)
 
 
 @contextlib.contextmanager

@@ -6,25 +6,20 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from distlock import BackendError, Holder, Inspection, Manager, Waiter
+from distlock import BackendError, Holder, Inspection, Manager
 
 from ._app import AsJson, Debug, Key, Namespace, Url, app, printable, say, store
+from ._shown import add_waiters, console, details, fields, line_by_line, moment, seconds, table_of, who
 
 __all__ = ("as_dict", "inspect", "ls", "portrait")
-
-WIDE = 10_000
-"""Columns of a table that is not for a terminal: nothing is cut off there."""
 
 
 @app.command(
@@ -43,7 +38,7 @@ def inspect(
     if as_json:
         print(json.dumps(as_dict(found)))
     else:
-        _console().print(portrait(found))
+        console().print(portrait(found))
 
 
 @app.command(
@@ -82,7 +77,7 @@ def ls(
 def _watch(locks: Manager, prefix: str, interval: float) -> None:
     """An outage is shown, and outlived."""
     seen: Sequence[Inspection] = []
-    with Live(console=_console(), screen=True, auto_refresh=False) as live:
+    with Live(console=console(), screen=True, auto_refresh=False) as live:
         while True:
             said = Text(f"{locks.address}, every {interval:g} s; Ctrl-C ends it", style="dim")
             try:
@@ -103,30 +98,22 @@ def _print(listed: Sequence[Inspection], as_json: bool) -> None:
     if as_json:
         print(json.dumps([as_dict(found) for found in listed]), flush=True)
     elif listed:
-        _console().print(_table(listed))
+        console().print(_table(listed))
     else:
         print("no locks in use", flush=True)
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
-
-
 def _table(listed: Sequence[Inspection]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("lock", "held by"):
-        table.add_column(title, overflow="fold")
-    for title in ("at", "for", "ttl", "token", "waiting"):
-        table.add_column(title, no_wrap=True, justify="left" if title in ("at", "token") else "right")
+    table = table_of(("lock", "held by"), ("at", "for", "ttl", "token", "waiting"))
     for found in listed:
         holder = found.holder
         row = [found.key, "-", "", "", "", "", str(len(found.waiters))]
         if holder is not None:
             row[1:6] = (
-                _who(holder),
+                who(holder),
                 holder.site,
-                _seconds(holder.held_for),
-                _seconds(holder.ttl),
+                seconds(holder.held_for),
+                seconds(holder.ttl),
                 str(holder.token or ""),
             )
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -135,43 +122,20 @@ def _table(listed: Sequence[Inspection]) -> Table:
 
 def portrait(found: Inspection) -> Table:
     """One lock, line by line."""
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(style="dim")
-    lines.add_column(overflow="fold")
-
-    def add(name: str, value: object) -> None:
-        lines.add_row(Text(printable(name)), Text(printable(str(value))))
-
+    lines, add = line_by_line()
     add("lock", found.key)
     holder = found.holder
-    add("held by", "nobody" if holder is None else _who(holder))
+    add("held by", "nobody" if holder is None else who(holder))
     if holder is not None:
-        for name, value in _details(holder):
+        for name, value in details(holder):
             add(name, value)
         if holder.since is not None:
-            begun = datetime.fromtimestamp(holder.since, timezone.utc).astimezone()
-            add("since", f"{begun:%Y-%m-%d %H:%M:%S %z}, {_seconds(holder.held_for)}")
+            add("since", f"{moment(holder.since)}, {seconds(holder.held_for)}")
         if holder.ttl is not None:
-            add("ttl", f"{_seconds(holder.ttl)} left, if it is not renewed")
+            add("ttl", f"{seconds(holder.ttl)} left, if it is not renewed")
         add("token", holder.token)
-    for place, waiter in enumerate(found.waiters, 1):
-        add("waiting" if place == 1 else "", f"{place}. {_who(waiter)}" + (f" ({waiter.site})" if waiter.site else ""))
+    add_waiters(add, found.waiters)
     return lines
-
-
-def _details(waiter: Waiter) -> list[tuple[str, str]]:
-    named = [("at", waiter.site), ("in", waiter.where), ("owner", waiter.owner), *waiter.metadata.items()]
-    return [(name, value) for name, value in named if value]
-
-
-def _who(waiter: Waiter) -> str:
-    return f"{waiter.host} pid {waiter.pid}" if waiter.pid else waiter.owner
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
 
 
 def as_dict(found: Inspection) -> dict[str, Any]:
@@ -179,9 +143,5 @@ def as_dict(found: Inspection) -> dict[str, Any]:
     holder = found.holder
     shown: dict[str, Any] | None = None
     if isinstance(holder, Holder):
-        shown = {**_fields(holder), "since": holder.since}
-    return {"key": found.key, "holder": shown, "waiters": [_fields(waiter) for waiter in found.waiters]}
-
-
-def _fields(waiter: Waiter) -> dict[str, Any]:
-    return {**asdict(waiter), "metadata": dict(waiter.metadata)}
+        shown = {**fields(holder), "since": holder.since}
+    return {"key": found.key, "holder": shown, "waiters": [fields(waiter) for waiter in found.waiters]}

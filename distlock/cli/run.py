@@ -1,4 +1,4 @@
-"""``distlock run``: a command under a lock."""
+"""``distlock run``: a command under a lock, or once a period."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Optional
 
 import typer
 
-from distlock import AcquireTimeout, BackendError, ConfigurationError, Lease, Lock, LockLost
+from distlock import AcquireTimeout, BackendError, ConfigurationError, Lease, Lock, LockLost, Manager
 
 from ._app import BUSY, LOST, Debug, Key, Namespace, Url, app, say, store
-from ._command import Command, caught
+from ._command import Command, Job, caught
+from ._period import Skipped, period_of, run_once_per, tells_of_waiting
 
 __all__ = ("run",)
 
@@ -30,7 +30,10 @@ cannot be run or found.
 
 Signals go to the command, and so does the terminal. It finds DISTLOCK_KEY, DISTLOCK_TOKEN (a number above that of
 every earlier holder) and DISTLOCK_OWNER in its environment. What it leaves running in the background of its process
-group is ended with it."""
+group is ended with it.
+
+With `--once-per`, it runs once a period on all machines together: who comes later in the period does nothing, which is
+a success. A command that fails has not run, and who comes next runs it."""
 
 EPILOG = """Examples:
 
@@ -38,7 +41,9 @@ EPILOG = """Examples:
 
 `distlock run --no-wait deploy:shop --url redis://localhost:6379/0 -- make deploy`
 
-`distlock run db-migrate --ttl 60 --timeout 300 -- sh -c 'migrate --fence "$DISTLOCK_TOKEN"'`"""
+`distlock run db-migrate --ttl 60 --timeout 300 -- sh -c 'migrate --fence "$DISTLOCK_TOKEN"'`
+
+`distlock run --once-per 1d nightly-report -- ./report.sh`"""
 
 
 @app.command(help=HELP, epilog=EPILOG)
@@ -58,8 +63,26 @@ def run(
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", "-n", help="Do not wait: the same as `--timeout 0`.")] = False,
     conflict_exit_code: Annotated[
-        int, typer.Option("--conflict-exit-code", "-E", min=0, max=255, help="The exit status if it is not acquired.")
-    ] = BUSY,
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--conflict-exit-code",
+            "-E",
+            min=0,
+            max=255,
+            help="The exit status if the command does not run because of others: 75 if the lock is not acquired, 0 if"
+            " it ran in this period, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    once_per: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="PERIOD", parser=period_of, help="Run it once in `90s`, `15m`, `1h` or `1d`, on all machines."
+        ),
+    ] = None,
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="With `--once-per`: a command that failed has run, too.")
+    ] = False,
     grace: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
@@ -72,27 +95,35 @@ def run(
     if "--" not in sys.argv or command != sys.argv[sys.argv.index("--") + 1 :]:
         # Else its options would be taken for ours, and another command be run than was typed.
         raise ConfigurationError("put -- before the command: distlock run KEY -- COMMAND…")
+    if keep_failed and once_per is None:
+        raise ConfigurationError("--keep-failed belongs to --once-per")
     grace = _checked(ttl, timeout, no_wait, grace)
     if not url:
         say("no --url or DISTLOCK_URL: the lock is a file and keeps out programs of this user on this machine only")
     with caught(_leave), store(url, namespace) as locks:
-        lock = locks.lock(key, ttl=ttl, metadata={"command": os.path.basename(command[0])})
+        job = Job(key, command, ttl, grace)
+        patience = 0.0 if no_wait else timeout
         try:
-            lease = _acquired(lock, 0.0 if no_wait else timeout)
+            if once_per is None:
+                status = _locked(locks, job, patience)
+            else:
+                status = run_once_per(once_per, locks, job, patience, keep_failed=keep_failed)
         except AcquireTimeout as error:
             say(error)
-            raise typer.Exit(conflict_exit_code) from None
-        child = Command(lease, ttl, grace)
-        status = _run(child, command, lease)
-    if child.interrupted:
-        _be_interrupted(child)
+            raise typer.Exit(BUSY if conflict_exit_code is None else conflict_exit_code) from None
+        except Skipped as error:
+            say(error)
+            raise typer.Exit(conflict_exit_code or 0) from None
+    if job.child is not None and job.child.interrupted:
+        _be_interrupted(job.child)
     raise typer.Exit(status)
 
 
-def _run(child: Command, command: Sequence[str], lease: Lease) -> int:
+def _locked(locks: Manager, job: Job, timeout: float | None) -> int:
+    lease = _acquired(locks.lock(job.key, ttl=job.ttl, metadata=job.about), timeout)
     status = LOST
     try:
-        status = child.run(command)
+        status = job.run(lease)
     finally:
         status = _released(lease, status)
     return status
@@ -117,7 +148,7 @@ def _checked(ttl: float, timeout: float | None, no_wait: bool, grace: float | No
 
 
 def _acquired(lock: Lock, timeout: float | None) -> Lease:
-    if timeout != 0 and sys.stderr.isatty():  # a person who sees nothing happen wants to know why
+    if tells_of_waiting(timeout):
         lease = lock.try_acquire()
         if lease is not None:
             return lease

@@ -178,9 +178,10 @@ class Colour:
             with lock as lease:  # type: ignore[union-attr]
                 yield lease
 
-    async def complete(self, work: Work | AsyncWork, result: Any = None) -> Any:
+    async def complete(self, work: Work | AsyncWork, result: Any = None, *, ttl: float | None = None) -> Any:
         """What those get who come later."""
-        return await work.complete(result) if isinstance(work, AsyncWork) else work.complete(result)
+        done = work.complete(result, ttl=ttl)
+        return await done if isinstance(work, AsyncWork) else done
 
     @staticmethod
     async def _either(result: Awaitable[None] | None) -> None:

@@ -140,6 +140,18 @@ class OnceConformance:
         assert clerk.runs == 0
 
     @case
+    async def test_what_is_shown_of_a_request_is_what_it_said_of_itself(self, world: World) -> None:
+        said = {"request": "r1"}
+        async with world.block(world.locks.once("k", ttl=_TTL, fingerprint=1, metadata=said)) as work:
+            found = await world.aside(lambda: world.other.results.get("k"))
+            assert found.by.metadata == said
+            await world.complete(work)
+            assert work.operation.by.metadata == said
+        found = await world.aside(lambda: world.other.results.get("k"))
+        assert found.by.metadata == said
+        assert found.fingerprint == work.operation.fingerprint is not None
+
+    @case
     async def test_work_that_failed_is_done_again(self, world: World) -> None:
         clerk = _Clerk(world)
         for error in (ValueError("no"), KeyboardInterrupt(), SystemExit(3)):
@@ -311,6 +323,15 @@ class OnceConformance:
         assert list(await world.aside(world.other.results.list)) == []
         await clerk.do(ttl=_TTL)
         assert clerk.runs == 2
+
+    @case
+    async def test_how_long_a_result_is_kept_may_be_known_at_its_end_only(self, world: World) -> None:
+        async with world.block(world.locks.once("k", ttl=_TTL)) as work:
+            with pytest.raises(ValueError, match="ttl"):
+                await world.complete(work, ttl=0)
+            await world.complete(work, ttl=2 * _TTL)
+        found = await world.aside(lambda: world.other.results.get("k"))
+        assert _TTL < found.expires_in <= 2 * _TTL
 
     @case
     async def test_what_is_forgotten_is_done_again(self, world: World) -> None:
