@@ -146,11 +146,12 @@ def test_who_is_further_back_hears_at_once_of_what_went_before_its_watch_was_mad
         before = pool.submit(theirs.lock("k").acquire)
         wait_until(lambda: len(queue_of(shared_etcd, "k")) == 2, "the one before")
         (claim_id,) = backend_of(theirs)._watches._targets
-        key, create = backend_of(theirs)._places.find(claim_id).key, watches._create
+        place, create = backend_of(theirs)._places.find(claim_id), watches._create
+        assert place is not None
 
         def create_late(*args: Any) -> None:
             monkeypatch.setattr(watches, "_create", create)
-            shared_etcd.delete(key.decode())  # gone from the line, whoever it was
+            shared_etcd.delete(place.key.decode())  # gone from the line, whoever it was
             create(*args)
 
         monkeypatch.setattr(watches, "_create", create_late)
