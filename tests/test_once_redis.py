@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -243,10 +242,9 @@ async def test_scripts_may_be_forgotten_between_any_two_requests(
         assert await do(colour, locks, key) == ("paid", True)
 
 
-@asynccontextmanager
 async def failing(
     colour: Colour, connect: Connect, server: RedisServer, key: str, fail: Callable[[], object], match: str
-) -> AsyncIterator[Manager]:
+) -> Manager:
     """Work is done, but the server fails when it is to be recorded; nothing of it is written."""
     locks = connect(server.url)
     before: list[object] = []
@@ -260,7 +258,7 @@ async def failing(
     assert caught.value.result == "paid"
     assert left(server) == {results(server).name(key)}
     assert [results(server).value(key)] == before
-    yield locks
+    return locks
 
 
 @in_colours()
@@ -269,11 +267,11 @@ async def test_a_full_server_keeps_nothing_or_all_of_it(colour: Colour, connect:
     as soon as there is room."""
     with RedisServer(maxmemory="100mb") as server:
         fill = partial(server.command, "CONFIG", "SET", "maxmemory", "1")
-        async with failing(colour, connect, server, key, fill, "maxmemory") as locks:
-            server.command("CONFIG", "SET", "maxmemory", "100mb")
-            await colour.until(lambda: record_of(server, key))
-            with pytest.raises(ResultUnavailable, match="maxmemory"):
-                await do(colour, locks, key)
+        locks = await failing(colour, connect, server, key, fill, "maxmemory")
+        server.command("CONFIG", "SET", "maxmemory", "100mb")
+        await colour.until(lambda: record_of(server, key))
+        with pytest.raises(ResultUnavailable, match="maxmemory"):
+            await do(colour, locks, key)
         assert left(server) == {results(server).name(key, ":r")}
 
 
@@ -283,9 +281,9 @@ async def test_a_server_that_became_a_replica_keeps_nothing_or_all_of_it(
 ) -> None:
     """redis.io, "Replication": READONLY."""
     demote = partial(redis_server.command, "REPLICAOF", "127.0.0.1", "1")
-    async with failing(colour, connect, redis_server, key, demote, "in the background.*primary") as locks:
-        redis_server.command("REPLICAOF", "NO", "ONE")
-        assert await do(colour, locks, key, "again") == ("paid", True)
+    locks = await failing(colour, connect, redis_server, key, demote, "in the background.*primary")
+    redis_server.command("REPLICAOF", "NO", "ONE")
+    assert await do(colour, locks, key, "again") == ("paid", True)
     assert left(redis_server) == {results(redis_server).name(key, ":r")}
 
 
@@ -488,15 +486,6 @@ async def test_clusters_without_sharded_channels_tell_of_a_completion_too(
         await colour.until(lambda: results(node).queued(key) == 1)
         await colour.complete(work, "paid")
     assert await waiter.result() == ("paid", True)
-
-
-@in_colours("asyncio")
-async def test_an_event_loop_has_connections_of_its_own(
-    colour: Colour, connect: Connect, redis_server: RedisServer, shared_cluster: ClusterSetup
-) -> None:
-    for url in (redis_server.url, shared_cluster.url):
-        twin: Any = connect(url).results_manager()._backend.native()
-        assert callable(twin.complete)
 
 
 def test_redlock_keeps_no_results_and_says_why() -> None:
