@@ -13,7 +13,7 @@ import ssl
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import EXCEPTIONS, ConnectionDropped, SessionExpiredError, ZookeeperError
@@ -65,7 +65,7 @@ class _NoWatcherError(ZookeeperError):  # type: ignore[misc]
 
 
 _ON_DATA = (2).to_bytes(4, "big")
-EXCEPTIONS.setdefault(-121, _NoWatcherError)
+cast("Any", EXCEPTIONS).setdefault(-121, _NoWatcherError)
 _BY_MAJORITY = (Create2, Delete, SetData, Transaction)
 _BY_LEADER = (*_BY_MAJORITY, Sync)
 
