@@ -118,7 +118,7 @@ def test_a_full_disk_keeps_the_claim_until_the_result_is_stored(folder: Path, lo
                 work.complete("paid" * 2000)
         assert caught.value.result == "paid" * 2000
         assert isinstance(caught.value.__cause__, BackendError)
-        assert files(folder) == []  # nothing half-written
+        settled(lambda: files(folder) == [])  # nothing half-written, but while it is tried again
         assert locks.results_manager().inspect("k").holder is not None
         (folder / "ballast").unlink()
         settled(lambda: files(folder) == ["k.record"])
@@ -227,6 +227,11 @@ def test_a_result_outlives_the_machine_and_changes_of_its_clock(
     monkeypatch.setattr(time, "time", lambda: right() + 10_000)  # within a boot: nothing is counted from it
     with distlock.connect(f"file://{folder}") as others:
         assert do(others, result="again") == "done"
+        do(others, "later", ttl=1000)
+        later = others.results.get("later")
+        assert later is not None
+        assert later.expires_in is not None
+        assert later.expires_in <= 1000
     monkeypatch.setattr(time, "time", lambda: right() + 500)
     boot = folder / "boot"
     boot.write_text("another-boot\n")
