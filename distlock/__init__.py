@@ -16,6 +16,7 @@ from ._errors import (
     NotHeld,
     ReplayedError,
     ResultUnavailable,
+    TooLarge,
     Unsupported,
 )
 from ._lease import AsyncLease, Lease, current
@@ -47,6 +48,7 @@ __all__ = (
     "NotHeld",
     "ReplayedError",
     "ResultUnavailable",
+    "TooLarge",
     "Unsupported",
     "Waiter",
     "configure",

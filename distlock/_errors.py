@@ -16,7 +16,8 @@
     │   ├── ReplayedError                            it was done, and failed; the error was kept
     │   └── ResultUnavailable                        it was done, but there is no result to give
     └── BackendError                                 the store answered with an error
-        └── BackendUnavailable (also ConnectionError)  the store did not answer
+        ├── BackendUnavailable (also ConnectionError)  the store did not answer
+        └── TooLarge                                 the store takes nothing of that size
 
 Each has ``key`` and ``backend`` (a name and an address without secrets), ``None`` where there is none.
 Values of the wrong kind (a ttl of 0, a negative timeout) are a plain ``ValueError``.
@@ -45,6 +46,7 @@ __all__ = (
     "NotHeld",
     "ReplayedError",
     "ResultUnavailable",
+    "TooLarge",
     "Unsupported",
     "add_note",
 )
@@ -153,6 +155,10 @@ class BackendError(DistLockError):
 
 class BackendUnavailable(BackendError, ConnectionError):
     """The store could not be reached, or did not answer in time."""
+
+
+class TooLarge(BackendError):
+    """The store takes nothing of that size, however often it is asked. Nothing was stored."""
 
 
 def _rebuild(kind: type[DistLockError], args: tuple[object, ...], state: dict[str, object]) -> DistLockError:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from .._clock import now
-from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, Unsupported
+from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, TooLarge, Unsupported
 from .._types import LeaseState
 from ..backends.base import AsyncResults, Claim, SyncBackend, proven_until
 from .acquire import Line
@@ -152,13 +152,13 @@ async def complete(
     watchdog: Watchdog,
     record: bytes,
     keep: float,
-    instead: Callable[[BackendError], bytes],
+    instead: Callable[[TooLarge], bytes],
 ) -> None:
     """Keeps ``record`` for ``keep`` seconds instead of the hold, which it ends.
 
     `LockLost` if the hold had ended before: someone else may be at the work by now, and what they bring counts. If the
     store does not answer, or refuses the record, the error comes out; the watchdog keeps the hold alive and goes on
-    until the outcome is known. ``instead``: what to keep if the store goes on refusing.
+    until the outcome is known. ``instead``: what to keep if the record is too large for the store.
     """
     ensure_held(hold, 0.0, line.address)
     hold.saving = True  # from here on a renewal that finds nothing may have been overtaken

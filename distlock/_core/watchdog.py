@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .._clock import now, seconds_left
-from .._errors import BackendError, BackendUnavailable
+from .._errors import BackendError, TooLarge
 from .._types import LeaseState
 from ..backends.base import Claim, Grant, Renewal, SyncBackend
 from .hold import Hold
@@ -104,10 +104,10 @@ class Watchdog:
         self._chores[claim.id] = chore
         self._nudge()
 
-    def save(self, hold: Hold, record: bytes, keep: float, instead: Callable[[BackendError], bytes]) -> None:
+    def save(self, hold: Hold, record: bytes, keep: float, instead: Callable[[TooLarge], bytes]) -> None:
         """Tries to complete the work of ``hold``, which is renewed until the outcome is known or it is lost.
 
-        ``instead``: what to keep of a record that the store refuses, as it is too large, perhaps.
+        ``instead``: what to keep of a record that is too large for the store.
         """
 
         def attempt(deadline: float) -> None:
@@ -115,9 +115,7 @@ class Watchdog:
                 return
             try:
                 ours = self._backend.complete(hold.grant, record, keep, deadline)
-            except BackendUnavailable:
-                raise
-            except BackendError as refusal:
+            except TooLarge as refusal:
                 ours = self._backend.complete(hold.grant, instead(refusal), keep, deadline)
             self.forget(hold)
             hold.completed(ours)

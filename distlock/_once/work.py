@@ -11,7 +11,7 @@ from .._core.acquire import Line
 from .._core.drive import drive
 from .._core.hold import Hold
 from .._core.watchdog import Watchdog
-from .._errors import BackendError, LockLost, NotHeld, ResultUnavailable, add_note
+from .._errors import BackendError, LockLost, NotHeld, ResultUnavailable, TooLarge, add_note
 from .._lease import AsyncLease, BaseLease, Lease
 from .._options import check_ttl
 from .._types import Waiter
@@ -102,7 +102,7 @@ class BaseWork(Generic[L]):
         lease = self.lease
         return pack(outcome, self._about, self._terms.fingerprint, lease.token, now() - lease.acquired_at)
 
-    def _refused(self, error: BackendError) -> bytes:
+    def _refused(self, error: TooLarge) -> bytes:
         """What to keep instead of what the store did not take: that it was done, and why there is no result."""
         return self._packed(Outcome(problem=str(error)))
 

@@ -26,6 +26,7 @@ from .._errors import (
     ConfigurationError,
     DistLockError,
     InvalidKey,
+    TooLarge,
     Unsupported,
 )
 from .._types import (
@@ -65,6 +66,7 @@ __all__ = (
     "Renewal",
     "Subscription",
     "SyncBackend",
+    "TooLarge",
     "Unsupported",
     "Waiter",
     "Wake",
@@ -200,6 +202,7 @@ class SyncBackend(ABC):
         """Keeps ``record`` for ``keep`` seconds and gives the lock up, in one step, if ``grant`` is still held.
 
         All who wait are woken. Repeated for the same claim it finds its own record. False: it is not held any more.
+        Raises `TooLarge` for a record that it never takes; other errors are taken to pass.
         """
         raise self._no_results()
 

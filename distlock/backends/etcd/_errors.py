@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from ..base import BackendError, BackendUnavailable
+from ..base import BackendError, BackendUnavailable, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,6 @@ _REFUSALS = {
         "the server's space quota is used up: compact and defragment it, and take back the alarm"
         " (etcdctl compact, defrag, alarm disarm)"
     ),
-    "request is too large": "the server takes no request of that size (its --max-request-bytes)",
     "corrupt cluster": "the server says that its cluster's data are corrupt; mend the cluster",
 }
 # Of a member that cannot know: what it was asked for may still be carried out by the others.
@@ -113,6 +112,9 @@ def _answered(code: grpc.StatusCode, text: str, address: str, key: str | None) -
         return AuthDisabled(f"{text} [{address}]", key=key, backend=address)
     if "lease not found" in text:
         return LeaseNotFound(f"the server knows no such lease (any more) [{address}]", key=key, backend=address)
+    if "request is too large" in text or "larger than max" in text:  # etcd's own limit, and grpc's
+        because = "the server takes no request of that size (its --max-request-bytes)"
+        return TooLarge(f"{because}: {text} [{address}]", key=key, backend=address)
     for what, because in _REFUSALS.items():
         if what in text:
             sent = "space exceeded" in text  # the request that uses up the quota is carried out, and refused then

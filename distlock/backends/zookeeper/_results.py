@@ -16,7 +16,7 @@ from kazoo.exceptions import BadVersionError, NodeExistsError, NoNodeError, Roll
 from kazoo.protocol.serialization import Create, Delete, Exists, GetData, SetData, Sync, Transaction
 
 from .._dice import DICE
-from ..base import BackendError, Busy, Claim, Done, Grant, SyncBackend, now
+from ..base import BackendError, Busy, Claim, Done, Grant, SyncBackend, TooLarge, now
 from ._backend import ZooKeeperBackend
 from ._client import ANY_VERSION, acl_of
 from ._entrance import TRIES, Entrance
@@ -85,7 +85,11 @@ class ZooKeeperResults(ZooKeeperBackend):
         claim = grant.claim
         value = Record(claim.id, keep, record).value
         if len(value) > LARGEST:
-            raise self._error(f"a record of {len(value)} bytes is too large: at most {LARGEST} are kept", claim)
+            raise TooLarge(
+                f"a record of {len(value)} bytes is too large: at most {LARGEST} are kept [{self.address}]",
+                key=claim.key,
+                backend=self.address,
+            )
         place = self._keeping.held(grant)
         kept = place is not None and self._leave_behind(seat_of(place), value, deadline)
         kept = kept or self._is_ours(claim, deadline)

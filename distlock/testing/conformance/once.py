@@ -9,7 +9,6 @@ import anyio
 import pytest
 
 from ... import (
-    BackendError,
     BackendUnavailable,
     IdempotencyMismatch,
     InProgress,
@@ -18,6 +17,7 @@ from ... import (
     NotHeld,
     ReplayedError,
     ResultUnavailable,
+    TooLarge,
 )
 from ..colours import World, async_case, case
 from .cancelling import at_every_step
@@ -275,7 +275,7 @@ class OnceConformance:
         locks, tap = await world.tap_results()
 
         def refuse() -> None:
-            raise BackendError("too large")
+            raise TooLarge("too large")
 
         tap.before["complete"] = tap.once(refuse, 2)  # it is tried twice
         clerk = _Clerk(world)
