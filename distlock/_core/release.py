@@ -157,8 +157,8 @@ async def complete(
     """Keeps ``record`` for ``keep`` seconds instead of the hold, which it ends.
 
     `LockLost` if the hold had ended before: someone else may be at the work by now, and what they bring counts. If the
-    store does not answer, the error comes out; the watchdog keeps the hold alive and goes on until the outcome is
-    known: with what is to be kept ``instead``, as the store may have refused the record.
+    store does not answer, or refuses the record, the error comes out; the watchdog keeps the hold alive and goes on
+    until the outcome is known. ``instead``: what to keep if the store goes on refusing.
     """
     ensure_held(hold, 0.0, line.address)
     hold.saving = True  # from here on a renewal that finds nothing may have been overtaken
@@ -167,7 +167,7 @@ async def complete(
         with line.runtime.shield(deadline):
             ours = await results(line).complete(hold.grant, record, keep, deadline)
     except BaseException as error:
-        watchdog.save(hold, instead(error) if isinstance(error, BackendError) else record, keep)
+        watchdog.save(hold, record, keep, instead)
         if isinstance(error, TimeoutError):
             raise _unanswered("the result", hold.grant.claim, line.address) from error
         raise

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .._clock import now, seconds_left
-from .._errors import BackendError
+from .._errors import BackendError, BackendUnavailable
 from .._types import LeaseState
 from ..backends.base import Claim, Grant, Renewal, SyncBackend
 from .hold import Hold
@@ -104,14 +104,23 @@ class Watchdog:
         self._chores[claim.id] = chore
         self._nudge()
 
-    def save(self, hold: Hold, record: bytes, keep: float) -> None:
-        """Tries to complete the work of ``hold``, which is renewed until the outcome is known or it is lost."""
+    def save(self, hold: Hold, record: bytes, keep: float, instead: Callable[[BackendError], bytes]) -> None:
+        """Tries to complete the work of ``hold``, which is renewed until the outcome is known or it is lost.
+
+        ``instead``: what to keep of a record that the store refuses, as it is too large, perhaps.
+        """
 
         def attempt(deadline: float) -> None:
-            if not hold.ended:
+            if hold.ended:
+                return
+            try:
                 ours = self._backend.complete(hold.grant, record, keep, deadline)
-                self.forget(hold)
-                hold.completed(ours)
+            except BackendUnavailable:
+                raise
+            except BackendError as refusal:
+                ours = self._backend.complete(hold.grant, instead(refusal), keep, deadline)
+            self.forget(hold)
+            hold.completed(ours)
 
         claim = hold.grant.claim
         self._chores[claim.id] = _Chore(claim, False, math.inf, now(), lambda: None, save=attempt)

@@ -11,7 +11,7 @@ from .._core.acquire import Line
 from .._core.drive import drive
 from .._core.hold import Hold
 from .._core.watchdog import Watchdog
-from .._errors import BackendError, BackendUnavailable, LockLost, NotHeld, ResultUnavailable, add_note
+from .._errors import BackendError, LockLost, NotHeld, ResultUnavailable, add_note
 from .._lease import AsyncLease, BaseLease, Lease
 from .._options import check_ttl
 from .._types import Waiter
@@ -102,9 +102,9 @@ class BaseWork(Generic[L]):
         lease = self.lease
         return pack(outcome, self._about, self._terms.fingerprint, lease.token, now() - lease.acquired_at)
 
-    def _refused(self, error: BackendError, record: bytes) -> bytes:
+    def _refused(self, error: BackendError) -> bytes:
         """What to keep instead of what the store did not take: that it was done, and why there is no result."""
-        return record if isinstance(error, BackendUnavailable) else self._packed(Outcome(problem=str(error)))
+        return self._packed(Outcome(problem=str(error)))
 
     @property
     def _ways(self) -> tuple[Line, Hold, Watchdog]:
@@ -194,7 +194,7 @@ class Work(BaseWork[Lease]):
     def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         try:
-            drive(_release.complete(*self._ways, record, keep, lambda error: self._refused(error, record)))
+            drive(_release.complete(*self._ways, record, keep, self._refused))
         except BaseException as error:
             self._not_kept(error, result)
             raise
@@ -225,7 +225,7 @@ class AsyncWork(BaseWork[AsyncLease]):
     async def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         try:
-            await _release.complete(*self._ways, record, keep, lambda error: self._refused(error, record))
+            await _release.complete(*self._ways, record, keep, self._refused)
         except BaseException as error:
             self._not_kept(error, result)
             raise
