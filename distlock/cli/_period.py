@@ -1,8 +1,8 @@
 """A command that runs once a period, on all machines together.
 
 The period counts from when `distlock run` was started, so that one that had to wait, or that took over from one that
-failed, does not put off the next. The record ends a little early: the next firing of a scheduler, whose clock is not
-exact, must not find it.
+failed, does not put off the next. The record ends early: the next firing of a scheduler, whose clock is not exact, must
+not find it, on a store either that keeps records for a little longer (etcd, by a sixteenth).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ __all__ = ("Skipped", "period_of", "run_once_per", "tells_of_waiting")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 SHORTEST, LONGEST = 1.0, 366 * 86400.0
 """Seconds of a period."""
+KEPT = 0.9
+"""Of a period."""
 SHORTEST_RECORD = 0.1
 """Seconds."""
 
@@ -51,7 +53,7 @@ def tells_of_waiting(timeout: float | None) -> bool:
 
 def run_once_per(period: float, locks: Manager, job: Job, timeout: float | None, *, keep_failed: bool) -> int:
     """The exit status of the command; `Skipped` if it ran in this ``period``, `InProgress` if it does elsewhere."""
-    ends_at = now() + period - min(60.0, period / 10)
+    ends_at = now() + period * KEPT
     status = LOST
     try:
         with ExitStack() as stack:
