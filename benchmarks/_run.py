@@ -42,6 +42,9 @@ BENCHMARKS = {
     "file-processes": "handoff:files",
     "memory": "local:memory",
     "import": "imports:importing",
+    "growth-held": "growth:held",
+    "growth-waiting": "growth:waiting",
+    "growth-names": "growth:names",
 }
 
 

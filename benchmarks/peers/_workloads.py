@@ -10,8 +10,8 @@ from statistics import median
 
 from .._measure import ROUND_SECONDS, Pace
 from .._melee import Window
+from .._stores import Store
 from ._driver import Crew
-from ._stores import Store
 
 __all__ = ("PREPARE", "ROUNDS", "UNITS", "Round", "waiting")
 
