@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ._measure import Report
+from ._plots import plot, plot_folder
 from ._progress import progress
 from ._records import RATIOS, append, commit_of, judge, read, records_of
 from ._run import BENCHMARKS, run
@@ -35,6 +36,8 @@ def main() -> int:
         print(json.dumps([asdict(report) for report in reports], indent=1, ensure_ascii=False))
     else:
         print(table(reports))
+    if options.plot:
+        print("drawn:", *plot(reports, options.plot), file=sys.stderr)
     if reports and not options.quick:
         _compare(reports, options, record=options.record and not stopped)
     for name in failed:
@@ -57,6 +60,7 @@ def _compare(reports: Sequence[Report], options: argparse.Namespace, *, record: 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="See docs/benchmarks.md.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--plot", type=plot_folder, metavar="FOLDER", help="draw what grows, as SVG; needs matplotlib")
     parser.add_argument("--quick", action="store_true", help="only see that all of it runs: the figures say nothing")
     parser.add_argument(
         "--only",

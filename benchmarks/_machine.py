@@ -1,9 +1,11 @@
-"""Keeping a measurement comparable: processors of one's own that never idle; and what the machine is."""
+"""Keeping a measurement comparable: processors of one's own that never idle; and what machine and process say."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from distlock.bench import _machine
 from distlock.bench._machine import versions
 
-__all__ = ("CLIENT", "SERVER", "awake", "description", "pin", "versions")
+__all__ = ("CLIENT", "SERVER", "awake", "description", "pin", "traffic", "versions")
 
 # It ends by itself when whoever started it is gone, however that came.
 SPINNER = """
@@ -69,3 +71,18 @@ def description() -> dict[str, str]:
         **_machine.description(),
         "kept awake by SCHED_IDLE spinners": "yes" if hasattr(os, "SCHED_IDLE") and SERVER is not None else "no",
     }
+
+
+def traffic() -> tuple[int, int]:
+    """Bytes that the open TCP connections of this process have sent and received, by the kernel's account."""
+    sent = received = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # not all are sockets, nor all of them TCP
+            link = socket.socket(fileno=int(name))
+            try:
+                info = link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+            finally:
+                link.detach()
+            acknowledged, arrived = struct.unpack_from("QQ", info, 120)
+            sent, received = sent + acknowledged, received + arrived
+    return sent, received

@@ -76,20 +76,30 @@ class Row:
     value: Spread
     unit: str
     ratio: Spread | None = None
-    """To the first row of its report, round by round."""
+    """To `Report.floor_of`, round by round."""
     targets: tuple[tuple[Target, float], ...] = ()
     """Each with what was measured against it."""
     note: str = ""
+    curve: str = ""
+    """What it is a point of, if the report has an axis."""
+    at: float = 0.0
+    """Where on that axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The results of one benchmark. Its first row is the floor that the ratios are to."""
+    """The results of one benchmark."""
 
     name: str
     what: str
     rows: Sequence[Row]
     conditions: dict[str, str] = field(default_factory=dict)
+    axis: str = ""
+    """What grows from row to row, along each curve."""
+
+    def floor_of(self, row: Row) -> Row:
+        """What the ratio of ``row`` is to: the first of all, or of its curve."""
+        return next(each for each in self.rows if each.curve == row.curve)
 
 
 @dataclass(frozen=True, slots=True)

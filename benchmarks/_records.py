@@ -90,9 +90,9 @@ def records_of(reports: Iterable[Report], commit: str) -> list[Record]:
     found = []
     for report in reports:
         machine = report.conditions.get("processor", ""), report.conditions.get("python", "")
-        for row in report.rows[1:]:
+        for row in report.rows:
             ratio = row.ratio
-            if ratio is None or not (math.isfinite(ratio.median) and ratio.median):
+            if row is report.floor_of(row) or ratio is None or not (math.isfinite(ratio.median) and ratio.median):
                 continue
             low, high = ratio.middle or (ratio.low, ratio.high)
             figures = (float(f"{value:.4g}") for value in (ratio.median, low, high))

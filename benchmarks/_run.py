@@ -43,6 +43,9 @@ BENCHMARKS = {
     "memory": "local:memory",
     "http": "http:in_process",
     "import": "imports:importing",
+    "growth-held": "growth:held",
+    "growth-waiting": "growth:waiting",
+    "growth-names": "growth:names",
 }
 
 

@@ -18,7 +18,8 @@ def table(reports: Sequence[Report]) -> str:
     ]
     for report in reports:
         for number, row in enumerate(report.rows):
-            lines.append(_line(f"**{report.name}**: {report.what}" if number == 0 else "", row, report.rows[0]))
+            title = f"**{report.name}**: {report.what}" if number == 0 else ""
+            lines.append(_line(title, row, report.floor_of(row)))
     return "\n".join([*lines, "", *_conditions(reports)])
 
 

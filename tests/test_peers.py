@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks._measure import Pace
+from benchmarks._stores import STORES
 from benchmarks.peers._driver import Crew, Failed
 from benchmarks.peers._measured import Results, measure
 from benchmarks.peers._peer import PROMISES, absent, no, peers
-from benchmarks.peers._stores import STORES
 from benchmarks.peers._tables import guarantees
 
 from .servers import require_redis

@@ -9,18 +9,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 from .._machine import awake, description
 from .._measure import Pace
+from .._plots import plot_folder
 from .._progress import progress
+from .._stores import STORES
 from ._driver import Failed
 from ._environments import python_of
 from ._measured import Results, measure
 from ._peer import WORKLOADS, Peer, peers
 from ._plots import plot
-from ._stores import STORES
 from ._tables import figures, guarantees
 
 
@@ -57,7 +56,7 @@ def main() -> int:
 def _options(contenders: Mapping[str, Peer]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="See docs/benchmarks.md.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw them, too, as SVG; needs matplotlib")
+    parser.add_argument("--plot", type=plot_folder, metavar="FOLDER", help="draw them, too, as SVG; needs matplotlib")
     parser.add_argument("--quick", action="store_true", help="only see that all of it runs: the figures say nothing")
     parser.add_argument("--guarantees", action="store_true", help="only print what each of them guarantees")
     names = [name for name, peer in contenders.items() if peer.guarantees]
@@ -69,10 +68,7 @@ def _options(contenders: Mapping[str, Peer]) -> argparse.Namespace:
         help=f"beside distlock and the floors; one of {', '.join(names)}; repeatable",
     )
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only that; repeatable")
-    options = parser.parse_args()
-    if options.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib")  # now, not when all is measured
-    return options
+    return parser.parse_args()
 
 
 def _chosen(contenders: Mapping[str, Peer], only: list[str] | None) -> dict[str, Peer]:

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from .._machine import SERVER
 from .._measure import Pace, Spread, rotated
+from .._stores import STORES
 from . import _workloads
 from ._driver import Crew, Failed
 from ._peer import Peer
-from ._stores import STORES
 
 __all__ = ("Figure", "Results", "measure")
 

@@ -1,15 +1,16 @@
-"""The results as drawings: one SVG for each store and figure, narrow enough for a phone."""
+"""The results as drawings: one SVG for each store and figure."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from .._plots import drawing, logarithmic
 from ._measured import Figure, Results
 
 __all__ = ("plot",)
 
-WIDTH, LINE = 4.0, 0.28
-"""Inches; a line is a contender."""
+LINE = 0.28
+"""Inches of a contender."""
 TITLES = {
     "uncontended": "acquire and release, µs",
     "hand-off": "hand-off to a waiter, µs",
@@ -17,13 +18,10 @@ TITLES = {
     "fairness": "most by least of a thread",
     "waiting": "requests a second of 20 waiters",
 }
-FEW = 0.1
-"""Where the axis of requests begins to be logarithmic: some make none."""
 
 
 def plot(results: Results, folder: Path) -> list[Path]:
     """Where they are: ``folder``/``store``-``figure``.svg."""
-    folder.mkdir(parents=True, exist_ok=True)
     by_name: dict[str, list[Figure]] = {}
     for each in results.figures:
         by_name.setdefault(f"{each.store}-{each.figure}", []).append(each)
@@ -32,22 +30,14 @@ def plot(results: Results, folder: Path) -> list[Path]:
 
 def _draw(found: list[Figure], path: Path) -> Path:
     """The median as a point, the extremes as a line; on a logarithmic axis, as some are a thousand times as slow."""
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(WIDTH, 1 + LINE * len(found)), layout="constrained")
-    axes = canvas.subplots()
-    for number, each in enumerate(found):
-        value, colour = each.value, "tab:blue" if each.peer.startswith("distlock") else "black"
-        reach = [[value.median - value.low], [value.high - value.median]]
-        axes.errorbar(value.median, number, xerr=reach, fmt="o", color=colour)
-    axes.set_yticks(range(len(found)), [each.peer for each in found])
-    axes.invert_yaxis()
-    if all(each.value.low for each in found):
-        axes.set_xscale("log")
-    else:
-        axes.set_xscale("symlog", linthresh=FEW)
-        axes.set_xlim(-FEW / 10, 2 * max(FEW, *(each.value.high for each in found)))
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_title(f"{found[0].store}: {TITLES[found[0].figure]}", fontsize="medium")
-    canvas.savefig(path, metadata={"Date": None})
+    with drawing(path, 1 + LINE * len(found)) as (axes,):
+        for number, each in enumerate(found):
+            value, colour = each.value, "tab:blue" if each.peer.startswith("distlock") else "black"
+            reach = [[value.median - value.low], [value.high - value.median]]
+            axes.errorbar(value.median, number, xerr=reach, fmt="o", color=colour)
+        axes.set_yticks(range(len(found)), [each.peer for each in found])
+        axes.invert_yaxis()
+        logarithmic(axes, "x", [bound for each in found for bound in (each.value.low, each.value.high)])
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title(f"{found[0].store}: {TITLES[found[0].figure]}", fontsize="medium")
     return path

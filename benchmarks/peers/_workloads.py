@@ -11,8 +11,8 @@ from statistics import median
 from .._machine import CLIENT, pin
 from .._measure import ROUND_SECONDS, Pace
 from .._melee import Window
+from .._stores import Store
 from ._driver import Crew
-from ._stores import Store
 
 __all__ = ("ALONE", "PREPARE", "ROUNDS", "UNITS", "Round", "waiting")
 
