@@ -25,9 +25,11 @@ class Serializer(Protocol):
 
     def dumps(self, result: Any) -> bytes:
         """``result`` as bytes; any exception means that it cannot be kept."""
+        ...
 
     def loads(self, data: bytes) -> Any:
         """The result again."""
+        ...
 
 
 class JSONSerializer:

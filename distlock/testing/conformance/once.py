@@ -163,21 +163,22 @@ class OnceConformance:
     @case
     async def test_whoever_waits_takes_over_from_work_that_failed(self, world: World) -> None:
         clerk = _Clerk(world)
+        tasks = []
         with pytest.raises(ValueError, match="no"):
             async with world.block(world.locks.once("k", ttl=_TTL)):
-                task = world.start(lambda: clerk.do(locks=world.other))
+                tasks.append(world.start(lambda: clerk.do(locks=world.other)))
                 await world.until(lambda: len(world.other.results.get("k").waiters) == 1)  # type: ignore[union-attr]
                 raise ValueError("no")
-        assert await task.result() == "done"
+        assert await tasks[0].result() == "done"
         assert clerk.runs == 1
 
     @case
     async def test_an_error_that_was_to_be_kept_is_replayed(self, world: World) -> None:
         clerk = _Clerk(world)
-        for _ in range(2):
-            with pytest.raises((_Declined, ReplayedError), match="no money") as caught:
-                await clerk.do(result=_Declined("no money"), store_errors=_Declined)
-        assert isinstance(caught.value, ReplayedError)
+        with pytest.raises(_Declined, match="no money"):
+            await clerk.do(result=_Declined("no money"), store_errors=_Declined)
+        with pytest.raises(ReplayedError, match="no money") as caught:
+            await clerk.do(store_errors=_Declined)
         assert caught.value.type.endswith("_Declined")
         assert caught.value.message == "no money"
         assert clerk.runs == 1
