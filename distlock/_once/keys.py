@@ -20,6 +20,9 @@ DIGEST = 16
 """Bytes: nobody finds two requests of one fingerprint by accident, nor by trying."""
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
 def call_key(function: object, arguments: Mapping[str, Any]) -> str:
     """The key of one call: the function by its module and qualified name, and a digest of its arguments.
 
@@ -45,7 +48,7 @@ def canonical(value: object) -> str:
     ``model_dump``. Those have their kind beside them, so that ``"1"`` and ``b"1"`` differ. Raises `TypeError` for
     others.
     """
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _encode(_plain(value))
 
 
 _ATOMS = frozenset((str, int, float, bool, type(None)))

@@ -25,6 +25,8 @@ log = logging.getLogger("distlock.idempotency")
 
 def tell(decision: str, key: str, backend: str, terms: Terms, **details: object) -> None:
     """One log record for each decision. Its attribute ``distlock`` has all of it in parts, the metadata too."""
+    if not log.isEnabledFor(logging.INFO):
+        return
     known = {name: value for name, value in details.items() if value is not None}
     said = "".join(f" {name}={value}" for name, value in known.items())
     parts = {"decision": decision, "key": key, "backend": backend, **known, "metadata": dict(terms.metadata or {})}
