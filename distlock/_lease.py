@@ -151,6 +151,10 @@ class BaseLease:
                 source=self,
             )
 
+    def _let_go(self) -> None:
+        """The hold is completed, or someone else sees to that: leaving the block finds nothing to give up."""
+        self._done = True
+
     def _last_one_out(self) -> bool:
         """Marks this lease released; True if it is the one that has to give up the hold."""
         if self._done:
@@ -259,6 +263,10 @@ class AsyncLease(BaseLease):
             self._done = True
         self._hold.off_lost(self._cancel)  # this lease's block has nothing to fear any more
 
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._hold.off_lost(self._cancel)
+
     async def extend(self, ttl: float | None = None) -> None:
         """Sets the time that is left. See `Lease.extend`."""
         ttl = check_ttl(ttl, self._hold.grant.claim.ttl)
@@ -300,6 +308,8 @@ class AsyncLease(BaseLease):
         except BaseException:
             if changed is None:
                 raise
+        if swallowed and body is not None and problem is None:  # the body was cut short, and has to hear of it
+            problem = _release.lost(self._hold, self.backend)
         self._settle(None if swallowed else body, problem)
         if changed is not None:
             raise changed

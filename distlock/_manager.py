@@ -25,7 +25,7 @@ from ._errors import Deadlock, DistLockError, Unsupported
 from ._lease import AsyncLease, BaseLease, Lease, blocks
 from ._lock import F, Lock, locked_by
 from ._once.decorator import idempotent_by
-from ._once.recipe import Once
+from ._once.recipe import Once, blocks as works
 from ._once.records import JSON, Serializer
 from ._once.results import Results
 from ._once.terms import LARGEST, Terms
@@ -437,6 +437,7 @@ def connect(target: Any, *, namespace: str | None = None, op_timeout: float = 5.
 
 def _after_fork_in_child() -> None:
     blocks.after_fork()
+    works.after_fork()
     Hold.after_fork()
     _who.after_fork()
     for manager in list(_managers):

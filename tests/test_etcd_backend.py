@@ -67,8 +67,9 @@ def test_waiters_ask_nothing_until_it_is_their_turn(etcd_url, monkeypatch):
         claims = [claim_of(wait=True) for _ in range(50)]
         made = watch_made(backend._watches)
         for claim in claims:
+            made.clear()
             backend.watch(queued(backend, claim), partial(woken.append, claim.id), soon())
-            assert made.wait(20)  # that of the first, who asks if it may have missed something
+            assert made.wait(20)  # before anybody else writes: who may have missed something asks
         spy.asked.clear()
         other.release(held, soon())
         wait_until(lambda: woken, "the first to be woken")

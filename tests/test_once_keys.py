@@ -224,31 +224,38 @@ def test_two_functions_of_one_name_do_not_share_results(locks: Manager) -> None:
     assert len(locks.results.list()) == 4
 
 
+CALLS: list[tuple[int, int]] = []
+
+
+def plain_add(a: int, b: int = 2) -> int:
+    CALLS.append((a, b))
+    return a + b
+
+
 def test_a_call_is_the_same_however_its_arguments_are_given(locks: Manager) -> None:
-    calls: list[tuple[int, int]] = []
-
-    @locks.idempotent(ttl=60)
-    def add(a: int, b: int = 2) -> int:
-        calls.append((a, b))
-        return a + b
-
+    calls = CALLS
+    calls.clear()
+    add = locks.idempotent(ttl=60)(plain_add)
     assert [add(1), add(1, 2), add(a=1), add(b=2, a=1)] == [3] * 4
     assert calls == [(1, 2)]
     assert add(2, 1) == 3
     assert len(calls) == 2
 
 
+RUNS: list[int] = []
+
+
+def plain_ship(order: dict[str, Any]) -> int:
+    RUNS.append(len(RUNS))
+    order["shipped"] = True
+    order["lines"].append("postage")
+    return len(RUNS)
+
+
 def test_a_body_that_changes_its_arguments_does_not_change_the_key(locks: Manager) -> None:
     """aws-powertools/powertools-lambda-python#1090."""
-    runs: list[int] = []
-
-    @locks.idempotent(ttl=60, fingerprint=lambda order: order)
-    def ship(order: dict[str, Any]) -> int:
-        runs.append(len(runs))
-        order["shipped"] = True
-        order["lines"].append("postage")
-        return len(runs)
-
+    RUNS.clear()
+    ship = locks.idempotent(ttl=60, fingerprint=lambda order: order)(plain_ship)
     assert [ship({"id": 1, "lines": []}) for _ in range(2)] == [1, 1]
 
     @locks.idempotent("fixed", ttl=60, fingerprint=lambda order: order)

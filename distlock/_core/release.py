@@ -153,12 +153,14 @@ async def complete(
     record: bytes,
     keep: float,
     instead: Callable[[TooLarge], bytes],
+    done: Callable[[bool], object],
 ) -> None:
     """Keeps ``record`` for ``keep`` seconds instead of the hold, which it ends.
 
     `LockLost` if the hold had ended before: someone else may be at the work by now, and what they bring counts. If the
     store does not answer, or refuses the record, the error comes out; the watchdog keeps the hold alive and goes on
-    until the outcome is known. ``instead``: what to keep if the record is too large for the store.
+    until the outcome is known, which ``done`` is told. ``instead``: what to keep if the record is too large for the
+    store.
     """
     ensure_held(hold, 0.0, line.address)
     hold.saving = True  # from here on a renewal that finds nothing may have been overtaken
@@ -167,7 +169,9 @@ async def complete(
         with line.runtime.shield(deadline):
             ours = await results(line).complete(hold.grant, record, keep, deadline)
     except BaseException as error:
-        watchdog.save(hold, record, keep, instead)
+        going_on = watchdog.save(hold, record, keep, instead, done)
+        if not going_on and isinstance(error, (BackendError, TimeoutError)):
+            raise lost(hold, line.address) from error
         if isinstance(error, TimeoutError):
             raise _unanswered("the result", hold.grant.claim, line.address) from error
         raise

@@ -104,14 +104,27 @@ class Watchdog:
         self._chores[claim.id] = chore
         self._nudge()
 
-    def save(self, hold: Hold, record: bytes, keep: float, instead: Callable[[TooLarge], bytes]) -> None:
+    def save(
+        self,
+        hold: Hold,
+        record: bytes,
+        keep: float,
+        instead: Callable[[TooLarge], bytes],
+        done: Callable[[bool], object],
+    ) -> bool:
         """Tries to complete the work of ``hold``, which is renewed until the outcome is known or it is lost.
 
-        ``instead``: what to keep of a record that is too large for the store.
+        ``instead``: what to keep of a record that is too large for the store. ``done`` is told at the end whether the
+        work is recorded. False: the hold is lost already.
         """
+        claim = hold.grant.claim
+        if hold.state is LeaseState.LOST:
+            self.give_up(claim)
+            return False
 
         def attempt(deadline: float) -> None:
-            if hold.ended:
+            if hold.state is LeaseState.LOST:
+                self._backend.withdraw(claim, deadline, in_flight=True)
                 return
             try:
                 ours = self._backend.complete(hold.grant, record, keep, deadline)
@@ -120,9 +133,12 @@ class Watchdog:
             self.forget(hold)
             hold.completed(ours)
 
-        claim = hold.grant.claim
-        self._chores[claim.id] = _Chore(claim, False, math.inf, now(), lambda: None, save=attempt)
+        def told() -> None:
+            done(hold.ended is LeaseState.RELEASED)
+
+        self._chores[claim.id] = _Chore(claim, True, math.inf, now(), told, save=attempt)
         self._nudge()
+        return True
 
     def hurry(self) -> None:
         """What is renewed is due now: the store has news of it."""

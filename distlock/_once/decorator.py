@@ -32,7 +32,10 @@ def idempotent_by(
         key_of = _whole_call(function) if template is None else key_by(template, function)
 
         def once(args: Arguments, kwargs: Mapping[str, Any]) -> Once:
-            about = terms if fingerprint is None else replace(terms, fingerprint=fingerprint(*args, **kwargs))
+            about = terms
+            if fingerprint is not None:
+                found = fingerprint(*args, **kwargs)
+                about = replace(terms, fingerprint=[None] if found is None else found)  # which is one, too
             return make(key_of(args, kwargs), about)
 
         return _wrapped(function, once)
@@ -41,8 +44,11 @@ def idempotent_by(
 
 
 def _whole_call(function: Any) -> Callable[[Arguments, Mapping[str, Any]], str]:
-    if "<lambda>" in getattr(function, "__qualname__", "<lambda>"):
-        raise ConfigurationError(f"{function!r} has no name of its own for a key: give a template, or a def")
+    name, module = getattr(function, "__qualname__", "<lambda>"), getattr(function, "__module__", "__main__")
+    if "<" in name or module == "__main__":
+        raise ConfigurationError(
+            f"{module}.{name} is no name of its own for a key, as others have it too: give a template"
+        )
     from .keys import call_key
 
     bound = bound_by(function)

@@ -81,14 +81,13 @@ def _kind(value: object) -> str:
 @_plain.register(float)
 @_plain.register(type(None))
 def _(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return {_kind(value): value.name}
-    return value
+    return _member(value) if isinstance(value, enum.Enum) else value
 
 
 @_plain.register(enum.Enum)
-def _(value: enum.Enum) -> Any:
-    return {_kind(value): value.name}
+def _member(value: enum.Enum) -> Any:
+    # What several flags are called together differs between Pythons.
+    return {_kind(value): value.value if isinstance(value, enum.Flag) else value.name}
 
 
 @_plain.register(list)

@@ -63,6 +63,7 @@ class Once:
         try:
             return manager.attempt(self.key, self._terms.options())
         except AcquireTimeout as error:
+            self._compare_holder(error.holder, manager.address)  # another one may be at it by now
             raise self._in_progress(error.holder, manager.address) from error
 
     def __exit__(
@@ -104,6 +105,7 @@ class Once:
         try:
             return await manager.attempt_async(self.key, self._terms.options())
         except AcquireTimeout as error:
+            self._compare_holder(error.holder, manager.address)  # another one may be at it by now
             raise self._in_progress(error.holder, manager.address) from error
 
     async def __aexit__(

@@ -75,6 +75,11 @@ class Outcome:
     problem: str = ""
     """Why there is no result."""
 
+    @property
+    def state(self) -> str:
+        """``"completed"`` or ``"failed"``."""
+        return "completed" if self.error is None else "failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:

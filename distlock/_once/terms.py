@@ -44,6 +44,8 @@ class Terms:
         if not all(isinstance(each, type) and issubclass(each, Exception) for each in errors):
             raise ConfigurationError(f"store_errors are classes of exceptions, not {self.store_errors!r}")
         object.__setattr__(self, "store_errors", errors)
+        if isinstance(self.metadata, Mapping):
+            object.__setattr__(self, "metadata", dict(self.metadata))
         self.options()
 
     def options(self, *, wait: bool = True) -> Options:

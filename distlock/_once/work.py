@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from .._clock import now
@@ -86,7 +88,7 @@ class BaseWork(Generic[L]):
     def _serialized(self, result: Any) -> Outcome:
         """What to keep of ``result``: why it is not kept, at the least."""
         try:
-            payload = self._terms.serializer.dumps(result)
+            payload = bytes(memoryview(self._terms.serializer.dumps(result)))
         except Exception as error:  # noqa: BLE001 - it is the user's code
             return Outcome(problem=f"a {type(result).__qualname__} was not serialized: {error}")
         if len(payload) > self._terms.limit:
@@ -117,13 +119,27 @@ class BaseWork(Generic[L]):
     def _about(self) -> str:
         return self.lease._hold.grant.claim.about
 
-    def _kept(self, outcome: Outcome) -> None:
+    def _kept(self, outcome: Outcome, keep: float) -> None:
         lease = self.lease
-        lease._done = True  # leaving the block finds nothing to give up
-        state = "completed" if outcome.error is None else "failed"
-        by = shown(Waiter.read(lease.owner, self._about))
-        self._operation = Operation(self.key, state, by, self._terms.fingerprint, lease.token, outcome=outcome)
-        self._tell(state, token=lease.token, problem=outcome.problem or None)
+        lease._let_go()
+        took = now() - lease.acquired_at
+        self._operation = Operation(
+            self.key,
+            outcome.state,
+            shown(Waiter.read(lease.owner, self._about)),
+            self._terms.fingerprint,
+            lease.token,
+            time.time() - took,
+            took,
+            keep,
+            outcome=outcome,
+        )
+        self._tell(outcome.state, token=lease.token, problem=outcome.problem or None)
+
+    def _told(self, outcome: Outcome) -> Callable[[bool], object]:
+        """What became of an outcome that was not known at first. By another thread."""
+        token = self.lease.token
+        return lambda recorded: self._tell(outcome.state if recorded else "superseded", token=token)
 
     def _not_kept(self, error: BaseException, result: Any) -> None:
         """The claim is lost; or the outcome is unknown, and the watchdog goes on with it; or storing had not begun."""
@@ -134,7 +150,7 @@ class BaseWork(Generic[L]):
         if not lease._hold.saving:  # Ctrl-C came before: leaving the block gives the claim up
             self._ending = False
             return
-        lease._done = True
+        lease._let_go()
         self._tell("not stored yet", token=lease.token, error=repr(error))
         if isinstance(error, BackendError):
             raise self._unavailable(
@@ -161,8 +177,8 @@ class BaseWork(Generic[L]):
         if self._lease is None or self._ending:
             return None
         if isinstance(error, self._terms.store_errors):
-            kind = type(error)
-            return Outcome(error={"type": f"{kind.__module__}.{kind.__qualname__}", "message": str(error)})
+            kind, message = type(error), str(error)[: self._terms.limit]
+            return Outcome(error={"type": f"{kind.__module__}.{kind.__qualname__}", "message": message})
         self._tell("released", token=self._lease.token, error=None if error is None else repr(error))
         return None
 
@@ -196,11 +212,11 @@ class Work(BaseWork[Lease]):
     def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         try:
-            drive(_release.complete(*self._ways, record, keep, self._refused))
+            drive(_release.complete(*self._ways, record, keep, self._refused, self._told(outcome)))
         except BaseException as error:
             self._not_kept(error, result)
             raise
-        self._kept(outcome)
+        self._kept(outcome, keep)
 
     def leave(self, error: BaseException | None) -> None:
         """The block ends, with ``error``; what is to be kept of that is kept."""
@@ -227,11 +243,11 @@ class AsyncWork(BaseWork[AsyncLease]):
     async def _keep(self, outcome: Outcome, keep: float, result: Any = None) -> None:
         record = self._begin(outcome)
         try:
-            await _release.complete(*self._ways, record, keep, self._refused)
+            await _release.complete(*self._ways, record, keep, self._refused, self._told(outcome))
         except BaseException as error:
             self._not_kept(error, result)
             raise
-        self._kept(outcome)
+        self._kept(outcome, keep)
 
     async def leave(self, error: BaseException | None) -> None:
         """See `Work.leave`."""

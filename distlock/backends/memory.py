@@ -269,7 +269,7 @@ class _Results(MemoryBackend):
     def _keep(self, key: str, record: _Record) -> None:
         self._records[key] = record
         heapq.heappush(self._ends, (record.expires, key))
-        while self._ends[0][0] <= now():
+        while self._ends and self._ends[0][0] <= now():
             self._record(heapq.heappop(self._ends)[1])
 
     def _record(self, key: str) -> _Record | None:
