@@ -232,7 +232,7 @@ def test_what_a_retry_would_bring_again_is_kept(shop: Shop, status: int) -> None
     assert len(shop.asked) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 408, 409, 425, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 407, 408, 409, 421, 423, 424, 425, 429, 500, 503])
 def test_what_it_would_not_is_done_again(shop: Shop, status: int) -> None:
     shop.handler = lambda asked: Given(status if len(shop.asked) == 1 else 201, {"x": "y"}, [b"a", b"b"])
     first = shop.ask()

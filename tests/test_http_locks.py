@@ -55,6 +55,16 @@ def test_one_request_at_a_time_is_carried_out(shop: Shop, status: int) -> None:
     assert shop.locks.list() == ()
 
 
+def test_a_retry_of_who_found_it_busy_is_carried_out(shop: Shop) -> None:
+    """Where requests are done once, and one at a time: that somebody was busy is no outcome."""
+    shop.lock(path_of)
+    shop.protect(over=True)
+    with shop.locks.lock("/pay"):
+        assert shop.ask().status_code == 423
+    assert shop.ask().status_code == 201
+    assert len(shop.asked) == 1
+
+
 def test_others_wait_if_told(shop: Shop) -> None:
     shop.handler = gate = Gate()
     shop.lock(path_of, timeout=30)

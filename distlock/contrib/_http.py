@@ -57,6 +57,9 @@ HEADERS = (
 """Of a response, those that are kept."""
 _NEVER = ("authentication-info", "authorization", "cookie", "set-cookie", "set-cookie2", "www-authenticate")
 
+_PASSING = (401, 403, 407, 408, 409, 421, 423, 424, 425, 429)
+"""Statuses of 4xx after which a retry may fare better."""
+
 MISSING = Problem(
     "missing",
     400,
@@ -118,9 +121,9 @@ DOWN_FOR = 5
 def is_outcome(status: int) -> bool:
     """Whether a retry would bring the same again: what was done, and what is wrong with the request itself.
 
-    Not that someone is not allowed to yet, comes too early or too often, or that the server failed.
+    Not that someone is not allowed to yet, comes too early or too often, finds a lock held, or that the server failed.
     """
-    return 200 <= status < 500 and status not in (401, 403, 408, 409, 425, 429)
+    return 200 <= status < 500 and status not in _PASSING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
