@@ -74,6 +74,12 @@ MALFORMED = Problem(
     f'It is a string in double quotes, of 1 to {LONGEST} characters, as in Idempotency-Key: "8e03978e-40d5-43e8".',
 )
 INCOMPLETE = Problem("incomplete", 400, "The request is incomplete", "It ended before its Content-Length. Retry it.")
+NO_LENGTH = Problem(
+    "no-length",
+    411,
+    "The request does not say how long it is",
+    "Requests that come in chunks are not read here. Send it with a Content-Length.",
+)
 TOO_LARGE = Problem(
     "too-large",
     413,

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import AcquireTimeout, BackendError, DistLockError, Lease, LockLost, Manager, ResultUnavailable, lock
 from ..idempotency import Work
-from ._http import DEFAULTS, INCOMPLETE, IdempotencyOptions, Refused, Rules, Scope, refusal, unkept
+from ._http import DEFAULTS, INCOMPLETE, NO_LENGTH, IdempotencyOptions, Refused, Rules, Scope, refusal, unkept
 from ._reply import Reply, Unkept, log
 
 __all__ = ("App", "Environ", "IdempotencyMiddleware", "IdempotencyOptions", "LockMiddleware", "StartResponse")
@@ -66,6 +66,8 @@ class IdempotencyMiddleware:
         elif environ.get("wsgi.input_terminated", False):  # it came in chunks, and the server says where they end
             body = environ["wsgi.input"].read(self._rules.options.body_limit + 1)
             self._rules.check_size(len(body))
+        elif environ.get("HTTP_TRANSFER_ENCODING"):  # it may not be read: nobody says where it ends
+            self._rules.refuse(NO_LENGTH)
         else:
             body = b""
         return body
