@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 import distlock
 from distlock.contrib._http import DEFAULTS, Rules
-from distlock.contrib._request import fingerprint, parse_key
+from distlock.contrib._request import LARGEST_JSON, fingerprint, parse_key
 from distlock.contrib.asgi import IdempotencyOptions
 
 from .http_tools import KINDS, Asked, Given, Shop, problem_of
@@ -188,6 +188,13 @@ JSON = "application/json"
 )
 def test_bodies_that_differ_have_another_fingerprint(kind: str, one: bytes, two: bytes) -> None:
     assert fingerprint("", kind, one) == fingerprint("", kind, one) != fingerprint("", kind, two)
+
+
+def test_large_json_is_compared_byte_for_byte() -> None:
+    """To read it takes an event loop too long."""
+    small, large = (b'["%s", 1]' % (b"x" * (size - len('["", 1]'))) for size in (LARGEST_JSON, LARGEST_JSON + 1))
+    for body, same in ((small, True), (large, False)):
+        assert (fingerprint("", JSON, body) == fingerprint("", JSON, body.replace(b", ", b","))) is same
 
 
 @pytest.mark.parametrize("quote", ["", '"'])

@@ -152,7 +152,7 @@ def test_the_app_gets_the_body(locks: distlock.Manager) -> None:
 
 
 def test_a_request_in_chunks_is_refused_where_the_server_does_not_say_where_they_end(locks: distlock.Manager) -> None:
-    """Rather than carried out without its body; one without a key is not looked at."""
+    """Rather than carried out without its body. What needs no key is not looked at."""
     protected = IdempotencyMiddleware(serving([b"done"]), locks)
     chunked = {"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
     call = Call(protected, b"abcd", **chunked)

@@ -155,7 +155,10 @@ class IdempotencyOptions:
     unquoted: bool = False
     """Keys may come without the quotes, as many clients send them."""
     body_limit: int = 1024 * 1024
-    """Bytes of a request with a key, which is read before it is passed on; a larger one is refused (413)."""
+    """Bytes of a request with a key, which is read before it is passed on; a larger one is refused (413).
+
+    Requests are compared by what their JSON says up to 32 KiB, and byte for byte above.
+    """
     response_limit: int = LARGEST
     """Bytes of what is kept of a response. A larger one is passed on, and a retry told that it was not (410)."""
     statuses: Collection[int] | Callable[[int], bool] = is_outcome
