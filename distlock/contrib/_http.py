@@ -55,7 +55,19 @@ HEADERS = (
     "vary",
 )
 """Of a response, those that are kept."""
-_NEVER = ("authentication-info", "authorization", "cookie", "set-cookie", "set-cookie2", "www-authenticate")
+_CREDENTIALS = ("authentication-info", "authorization", "cookie", "set-cookie", "set-cookie2", "www-authenticate")
+_OF_ONE_RESPONSE = (
+    "connection",
+    "content-length",
+    "date",
+    "idempotency-replayed",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+)
+"""How it is framed, and what holds for one connection (RFC 9110, section 7.6.1): the server says it anew."""
 
 _PASSING = (401, 403, 407, 408, 409, 421, 423, 424, 425, 429)
 """Statuses of 4xx after which a retry may fare better."""
@@ -164,7 +176,7 @@ class IdempotencyOptions:
     statuses: Collection[int] | Callable[[int], bool] = is_outcome
     """Those that are kept. After others the request is carried out again."""
     headers: Collection[str] = HEADERS
-    """Of a response, those that are kept. Cookies and credentials never are."""
+    """Of a response, those that are kept. Cookies, credentials and those of the connection never are."""
     redact: Callable[[int, Headers, bytes], bytes] | None = None
     """Makes the body that is kept, and replayed, of status, headers and the body as the first client gets it."""
     encrypt: Callable[[bytes], bytes] | None = None
@@ -178,9 +190,12 @@ class IdempotencyOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", frozenset(method.upper() for method in self.methods))
         object.__setattr__(self, "headers", frozenset(name.lower() for name in self.headers))
-        secret = [name for name in sorted(self.headers) if name in _NEVER or name.startswith("proxy-")]
-        if secret:
-            raise ConfigurationError(f"these headers are never kept, for they are credentials: {', '.join(secret)}")
+        never = {*_CREDENTIALS, *_OF_ONE_RESPONSE}
+        wrong = [name for name in sorted(self.headers) if name in never or name.startswith("proxy-")]
+        if wrong:
+            raise ConfigurationError(
+                f"these headers are never kept, for they are credentials or hold for one response: {', '.join(wrong)}"
+            )
         if (self.encrypt is None) != (self.decrypt is None):
             raise ConfigurationError("encrypt and decrypt go together: what is kept is read again")
         for name in ("body_limit", "response_limit"):
