@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import threading
 from collections.abc import Iterator
@@ -380,6 +381,28 @@ def test_what_is_kept_may_be_redacted_and_encrypted(shop: Shop) -> None:
     assert b"htimS" in kept
     assert b"Smith" not in kept
     assert b"4111 1111" not in kept + mirrored(kept)
+
+
+def test_what_is_redacted_is_what_the_first_client_gets(shop: Shop) -> None:
+    """With the headers that are not kept."""
+    shop.protect(redact=lambda status, headers, body: b"%d %s" % (status, dict(headers)["x-other"].encode()))
+    shop.handler = lambda asked: Given(headers={"x-other": "1"})
+    shop.ask()
+    assert shop.ask().content == b"201 1"
+
+
+@pytest.mark.parametrize(("encoding", "kept"), [("gzip", False), ("Identity", True)])
+def test_what_is_compressed_is_not_kept_where_it_is_to_be_redacted(
+    shop: Shop, encoding: str, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For in it nothing is found."""
+    shop.protect(redact=lambda status, headers, body: body.replace(b"4111 1111", b"****"))
+    card = gzip.compress(b"card 4111 1111") if encoding == "gzip" else b"card 4111 1111"
+    shop.handler = lambda asked: Given(headers={"content-encoding": encoding}, chunks=[card])
+    assert shop.ask().content == b"card 4111 1111"
+    assert card not in stored(shop)
+    assert ("it is compressed" in caplog.text) is not kept
+    assert shop.ask().status_code == (201 if kept else 410)
 
 
 def test_what_cannot_be_packed_is_not_kept_and_nor_is_what_was_said_of_it(shop: Shop) -> None:

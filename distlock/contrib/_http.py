@@ -178,7 +178,10 @@ class IdempotencyOptions:
     headers: Collection[str] = HEADERS
     """Of a response, those that are kept. Cookies, credentials and those of the connection never are."""
     redact: Callable[[int, Headers, bytes], bytes] | None = None
-    """Makes the body that is kept, and replayed, of status, headers and the body as the first client gets it."""
+    """Makes the body that is kept, and replayed, of status, headers and the body as the first client gets them.
+
+    With it, responses that are compressed are not kept: compress further out.
+    """
     encrypt: Callable[[bytes], bytes] | None = None
     """Of what is kept, such as `encrypt` and `decrypt` of `cryptography.fernet.Fernet`."""
     decrypt: Callable[[bytes], bytes] | None = None
@@ -291,14 +294,16 @@ class Rules:
         return problem_reply(LOST, self.options.page, DOWN_FOR)
 
 
-def unkept(headers: Headers, limit: int, *, pieces: bool) -> str:
+def unkept(headers: Headers, options: IdempotencyOptions, *, pieces: bool) -> str:
     """Why a response is passed on as it comes; empty if it is to be kept. ``pieces``: it comes in more than one."""
-    known = {name.lower(): value for name, value in headers if name.lower() in ("content-type", "content-length")}
+    known = {name.lower(): value for name, value in headers}
     if known.get("content-type", "").lower().startswith("text/event-stream"):
         return "it is a stream of events"
+    if options.redact is not None and known.get("content-encoding", "identity").strip().lower() != "identity":
+        return "it is compressed, and what is to be redacted cannot be found"
     length = known.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        return f"it has {length} bytes, more than the limit of {limit}"
+    if length.isdecimal() and int(length) > options.response_limit:
+        return f"it has {length} bytes, more than the limit of {options.response_limit}"
     return "it comes in pieces, and does not say how long it is" if pieces and not length else ""
 
 

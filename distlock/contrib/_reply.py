@@ -53,7 +53,7 @@ class Packing:
             raise ValueError(result.why)
         try:
             headers = [(name, value) for name, value in result.headers if name.lower() in self._headers]
-            body = result.body if self._redact is None else self._redact(result.status, headers, result.body)
+            body = result.body if self._redact is None else self._redact(result.status, result.headers, result.body)
             data = json.dumps([result.status, headers], separators=(",", ":")).encode() + b"\n" + body
             return data if self._encrypt is None else self._encrypt(data)
         except Exception as error:

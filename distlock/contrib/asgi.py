@@ -150,7 +150,7 @@ class _Answer:
         if message["type"] not in (_START, _BODY) or start.get("trailers", False):
             return Unkept("it is more than a body")
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start.get("headers", ())]
-        why = unkept(headers, self._rules.options.response_limit, pieces=message.get("more_body", False))
+        why = unkept(headers, self._rules.options, pieces=message.get("more_body", False))
         if why:
             return Unkept(why)
         if not self.whole:

@@ -149,7 +149,7 @@ class _Answer:
             return False
         if not self._rules.keeps(int(self._status[:3])):
             return True
-        why = unkept(self._headers, self._rules.options.response_limit, pieces=pieces)
+        why = unkept(self._headers, self._rules.options, pieces=pieces)
         if why:
             self._keep(Unkept(why))
         return bool(why)
