@@ -416,11 +416,12 @@ def test_what_cannot_be_packed_is_not_kept_and_nor_is_what_was_said_of_it(shop: 
     assert problem_of(shop.ask()) == (410, "not-kept")
 
 
-def test_what_cannot_be_read_is_not_done_again(shop: Shop) -> None:
+def test_what_cannot_be_read_is_not_done_again(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """As after a change of the key that it was encrypted with."""
     shop.ask()
     shop.protect(encrypt=mirrored, decrypt=mirrored)
     assert problem_of(shop.ask()) == (410, "not-kept")
+    assert "a retry gets no response" in caplog.text
     assert len(shop.asked) == 1
 
 

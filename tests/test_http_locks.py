@@ -39,15 +39,15 @@ class Gate:
         return Given()
 
 
-@pytest.mark.parametrize("status", [423, 429])
-def test_one_request_at_a_time_is_carried_out(shop: Shop, status: int) -> None:
+@pytest.mark.parametrize(("status", "title"), [(423, "Locked"), (429, "Too Many Requests"), (599, "Unknown")])
+def test_one_request_at_a_time_is_carried_out(shop: Shop, status: int, title: str) -> None:
     shop.handler = gate = Gate()
     shop.lock(path_of, status=status)
     first = shop.start()
     assert gate.begun.wait(30)
     busy = shop.ask()
     assert (busy.status_code, busy.headers["retry-after"]) == (status, "1")
-    assert busy.json()["type"] == "about:blank"
+    assert (busy.json()["type"], busy.json()["title"]) == ("about:blank", title)
     assert shop.ask(path="/other").status_code == shop.ask(path="/free").status_code == 201
     gate.end.set()
     assert first.result().status_code == 201

@@ -127,10 +127,11 @@ LOST = Problem(
     "lost",
     503,
     "The request was cut off",
-    "It is not known how far it got. Retry it.",
+    "It was cut off, and it is not known how far it got. Retry it.",
 )
-BUSY = Problem("busy", 423, "Somebody else is at it", "One request at a time is carried out here. Retry.")
-DOWN = Problem("unavailable", 503, "Nothing was done", "Whether somebody else is at it cannot be known. Retry.")
+BUSY = Problem("busy", 423, "", "Somebody else is at it: one request at a time is carried out here. Retry.")
+DOWN = Problem("unavailable", 503, "", "Nothing was done: whether somebody else is at it cannot be known. Retry.")
+"""Those of locks have no page, and so the title of their status."""
 
 DOWN_FOR = 5
 """Seconds after which to look whether a store is back."""
@@ -279,6 +280,7 @@ class Rules:
         if isinstance(error, IdempotencyMismatch):
             return problem_reply(MISMATCH, page)
         if isinstance(error, ResultUnavailable):
+            log.warning("a retry gets no response: %s", error)
             return problem_reply(NOT_KEPT, page)
         if not isinstance(error, BackendError):
             raise error

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import http
 import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 from .. import AcquireTimeout, BackendError, DistLockError, Lease, LockLost, Manager, ResultUnavailable, lock
 from ..idempotency import Work
 from ._http import DEFAULTS, INCOMPLETE, NO_LENGTH, IdempotencyOptions, Refused, Rules, Scope, refusal, unkept
-from ._reply import Reply, Unkept, log
+from ._reply import Reply, Unkept, log, phrase_of
 
 __all__ = ("App", "Environ", "IdempotencyMiddleware", "IdempotencyOptions", "LockMiddleware", "StartResponse")
 
@@ -235,9 +234,5 @@ def _release(lease: Lease) -> None:
 
 
 def _answer(start_response: StartResponse, reply: Reply) -> Iterable[bytes]:
-    try:
-        reason = http.HTTPStatus(reply.status).phrase
-    except ValueError:
-        reason = "Unknown"
-    start_response(f"{reply.status} {reason}", [*reply.headers])
+    start_response(f"{reply.status} {phrase_of(reply.status)}", [*reply.headers])
     return [reply.body]
