@@ -18,6 +18,7 @@ from distlock.contrib._request import LARGEST_JSON, fingerprint, parse_key
 from distlock.contrib.asgi import IdempotencyOptions
 
 from .http_tools import KINDS, Asked, Given, Shop, problem_of
+from .programs import wait_until
 
 pytestmark = pytest.mark.may_block  # a thread of the tests has an event loop of its own for each request
 
@@ -225,6 +226,7 @@ def test_what_is_in_progress_is_not_done_twice(shop: Shop) -> None:
     assert problem_of(shop.ask(b"[]")) == (422, "mismatch")
     shop.protect(wait=30)
     waiting = shop.start()
+    wait_until(lambda: any(each.waiters for each in shop.locks.results.list()), "the second request")
     end.set()
     assert first.result().status_code == waiting.result().status_code == 201
     assert waiting.result().headers["idempotency-replayed"] == "true"

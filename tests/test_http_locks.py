@@ -11,6 +11,7 @@ import pytest
 import distlock
 
 from .http_tools import KINDS, Asked, Given, Shop
+from .programs import wait_until
 
 pytestmark = pytest.mark.may_block
 
@@ -71,6 +72,7 @@ def test_others_wait_if_told(shop: Shop) -> None:
     first = shop.start()
     assert gate.begun.wait(30)
     second = shop.start()
+    wait_until(lambda: shop.locks.inspect("/pay").waiters, "the second request")
     gate.end.set()
     assert first.result().status_code == second.result().status_code == 201
     assert len(shop.asked) == 2
