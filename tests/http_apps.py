@@ -1,4 +1,7 @@
-"""The same shop in four frameworks, for real servers: each paid order is a line of ``LEDGER``, and needs ``GATE``."""
+"""The same shop in four frameworks, for real servers: each paid order is a line of ``LEDGER``, and needs ``GATE``.
+
+``LEASE``: seconds after which a retry takes over.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ urlpatterns: list[Any] = []
 
 
 def options() -> asgi.IdempotencyOptions:
-    return asgi.IdempotencyOptions(required=True, wait=60, lease=2, body_limit=1000)
+    return asgi.IdempotencyOptions(required=True, wait=60, lease=float(os.environ["LEASE"]), body_limit=1000)
 
 
 def locks() -> distlock.Manager:

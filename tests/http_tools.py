@@ -66,9 +66,10 @@ class Shop:
 
     # What is served
 
-    def protect(self, **options: Any) -> None:
-        """By an `IdempotencyMiddleware` with these options."""
-        self._app = self.module.IdempotencyMiddleware(self._bare, self.locks, asgi.IdempotencyOptions(**options))
+    def protect(self, *, over: bool = False, **options: Any) -> None:
+        """By an `IdempotencyMiddleware` with these options. ``over``: in front of what already stands there."""
+        inner = self._app if over else self._bare
+        self._app = self.module.IdempotencyMiddleware(inner, self.locks, asgi.IdempotencyOptions(**options))
 
     def lock(self, key: Callable[[Any], str | None], **options: Any) -> None:
         """By a `LockMiddleware`."""

@@ -58,6 +58,8 @@ def missing(reason: str, *, in_ci: bool = True) -> NoReturn:
 class Program(ABC):
     """A server of the test's own, as a context manager."""
 
+    start_timeout = START_TIMEOUT
+
     def __init__(self, within: Sequence[str] = ()) -> None:
         """``within``: what its command begins with, to run in another namespace."""
         self.port = 0
@@ -118,7 +120,7 @@ class Program(ABC):
         if self._process is not None:
             raise RuntimeError("the server runs already")
         program = self._program()
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + self.start_timeout
         first = self.port == 0
         while True:
             if first:

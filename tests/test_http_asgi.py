@@ -22,6 +22,8 @@ PIECE: Message = {"type": "http.response.body", "body": b"piece", "more_body": T
 LENGTH: Message = {**START, "headers": [(b"content-length", b"5")]}
 LONG: Message = {**START, "headers": [(b"content-length", b"1000000")]}
 EVENTS: Message = {**START, "headers": [(b"content-type", b"text/event-stream")]}
+HINT: Message = {"type": "http.response.early_hint", "links": []}
+TRAILERS: Message = {"type": "http.response.trailers", "headers": []}
 GONE: Message = {"type": "http.disconnect"}
 
 
@@ -149,9 +151,8 @@ async def test_a_stream_is_passed_on_as_it_comes(locks: distlock.Manager, says: 
 
 
 async def test_what_is_said_before_the_response_is_passed_on(locks: distlock.Manager) -> None:
-    hint: Message = {"type": "http.response.debug", "info": {}}
-    app = IdempotencyMiddleware(Till(hint, START, END), locks)
-    assert (await Talk().with_(app)).said == [hint, START, END]
+    app = IdempotencyMiddleware(Till(HINT, START, END), locks)
+    assert (await Talk().with_(app)).said == [HINT, START, END]
     assert (await Talk().with_(app)).status == 200
 
 
@@ -232,10 +233,44 @@ async def test_an_app_whose_claim_is_lost_is_cancelled(
     assert (dict(talk.said[0]["headers"]).get(b"retry-after") is not None) is (status == 503)
 
 
-async def test_a_response_that_breaks_off_is_broken_for_the_server_too(locks: distlock.Manager) -> None:
-    till = Till({**START, "status": 500}, PIECE, then=lose_claim)
+FAILED: Message = {**START, "status": 500}
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        (FAILED, PIECE),
+        (FAILED, PIECE, HINT),
+        ({**FAILED, "trailers": True}, END),
+        ({**FAILED, "trailers": True}, END, {**TRAILERS, "more_trailers": True}),
+    ],
+    ids=["in pieces", "a hint", "no trailers", "not all trailers"],
+)
+async def test_a_response_that_breaks_off_is_broken_for_the_server_too(
+    locks: distlock.Manager, says: tuple[Message, ...]
+) -> None:
     with pytest.raises(distlock.LockLost):
-        await Talk().with_(IdempotencyMiddleware(till, locks))
+        await Talk().with_(IdempotencyMiddleware(Till(*says, then=lose_claim), locks))
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        (FAILED, PIECE, END, HINT),
+        (FAILED, {"type": "http.response.pathsend", "path": "/x"}),
+        ({**FAILED, "trailers": True}, END, TRAILERS),
+    ],
+    ids=["a body", "a path", "trailers"],
+)
+async def test_a_response_that_is_whole_stays_so(locks: distlock.Manager, says: tuple[Message, ...]) -> None:
+    talk = await Talk().with_(IdempotencyMiddleware(Till(*says, then=lose_claim), locks))
+    assert talk.said == [*says]
+
+
+async def test_a_hint_is_no_response(locks: distlock.Manager) -> None:
+    talk = await Talk().with_(IdempotencyMiddleware(Till(HINT, then=lose_claim), locks))
+    assert talk.said[0] == HINT
+    assert talk.said[1]["status"] == 503
 
 
 @pytest.mark.parametrize("says", [(START, END), (EVENTS, PIECE, END)], ids=["whole", "a stream"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import threading
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from hypothesis import given, strategies as st
 
 import distlock
 from distlock.contrib._http import DEFAULTS, Rules
-from distlock.contrib._request import fingerprint, parse_key
+from distlock.contrib._request import LARGEST_JSON, fingerprint, parse_key
 from distlock.contrib.asgi import IdempotencyOptions
 
 from .http_tools import KINDS, Asked, Given, Shop, problem_of
+from .programs import wait_until
 
 pytestmark = pytest.mark.may_block  # a thread of the tests has an event loop of its own for each request
 
@@ -190,6 +192,13 @@ def test_bodies_that_differ_have_another_fingerprint(kind: str, one: bytes, two:
     assert fingerprint("", kind, one) == fingerprint("", kind, one) != fingerprint("", kind, two)
 
 
+def test_large_json_is_compared_byte_for_byte() -> None:
+    """To read it takes an event loop too long."""
+    small, large = (b'["%s", 1]' % (b"x" * (size - len('["", 1]'))) for size in (LARGEST_JSON, LARGEST_JSON + 1))
+    for body, same in ((small, True), (large, False)):
+        assert (fingerprint("", JSON, body) == fingerprint("", JSON, body.replace(b", ", b","))) is same
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_a_form_may_be_parted_anew(shop: Shop, quote: str) -> None:
     for boundary in ("abc", "xyz"):
@@ -217,6 +226,7 @@ def test_what_is_in_progress_is_not_done_twice(shop: Shop) -> None:
     assert problem_of(shop.ask(b"[]")) == (422, "mismatch")
     shop.protect(wait=30)
     waiting = shop.start()
+    wait_until(lambda: any(each.waiters for each in shop.locks.results.list()), "the second request")
     end.set()
     assert first.result().status_code == waiting.result().status_code == 201
     assert waiting.result().headers["idempotency-replayed"] == "true"
@@ -232,7 +242,7 @@ def test_what_a_retry_would_bring_again_is_kept(shop: Shop, status: int) -> None
     assert len(shop.asked) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 408, 409, 425, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 407, 408, 409, 421, 423, 424, 425, 429, 500, 503])
 def test_what_it_would_not_is_done_again(shop: Shop, status: int) -> None:
     shop.handler = lambda asked: Given(status if len(shop.asked) == 1 else 201, {"x": "y"}, [b"a", b"b"])
     first = shop.ask()
@@ -340,8 +350,13 @@ def test_no_secret_is_kept(shop: Shop) -> None:
     assert not set(headers) - {"location"} & set(again.headers)
 
 
-@pytest.mark.parametrize("name", ["Set-Cookie", "authorization", "WWW-Authenticate", "proxy-authorization", "cookie"])
-def test_credentials_cannot_be_chosen(name: str) -> None:
+NEVER = ["Set-Cookie", "authorization", "WWW-Authenticate", "proxy-authorization", "cookie"]
+NEVER += ["Content-Length", "transfer-encoding", "connection", "keep-alive", "TE", "trailer", "upgrade", "Date"]
+NEVER += ["Proxy-Connection", "Idempotency-Replayed"]
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_credentials_and_what_holds_for_one_response_cannot_be_chosen(name: str) -> None:
     with pytest.raises(distlock.ConfigurationError, match=name.lower()):
         IdempotencyOptions(headers=["x-request", name])
 
@@ -370,6 +385,28 @@ def test_what_is_kept_may_be_redacted_and_encrypted(shop: Shop) -> None:
     assert b"4111 1111" not in kept + mirrored(kept)
 
 
+def test_what_is_redacted_is_what_the_first_client_gets(shop: Shop) -> None:
+    """With the headers that are not kept."""
+    shop.protect(redact=lambda status, headers, body: b"%d %s" % (status, dict(headers)["x-other"].encode()))
+    shop.handler = lambda asked: Given(headers={"x-other": "1"})
+    shop.ask()
+    assert shop.ask().content == b"201 1"
+
+
+@pytest.mark.parametrize(("encoding", "kept"), [("gzip", False), ("Identity", True)])
+def test_what_is_compressed_is_not_kept_where_it_is_to_be_redacted(
+    shop: Shop, encoding: str, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For in it nothing is found."""
+    shop.protect(redact=lambda status, headers, body: body.replace(b"4111 1111", b"****"))
+    card = gzip.compress(b"card 4111 1111") if encoding == "gzip" else b"card 4111 1111"
+    shop.handler = lambda asked: Given(headers={"content-encoding": encoding}, chunks=[card])
+    assert shop.ask().content == b"card 4111 1111"
+    assert card not in stored(shop)
+    assert ("it is compressed" in caplog.text) is not kept
+    assert shop.ask().status_code == (201 if kept else 410)
+
+
 def test_what_cannot_be_packed_is_not_kept_and_nor_is_what_was_said_of_it(shop: Shop) -> None:
     def redact(status: int, headers: Any, body: bytes) -> bytes:
         raise ValueError(f"cannot redact {body!r}")
@@ -381,11 +418,12 @@ def test_what_cannot_be_packed_is_not_kept_and_nor_is_what_was_said_of_it(shop: 
     assert problem_of(shop.ask()) == (410, "not-kept")
 
 
-def test_what_cannot_be_read_is_not_done_again(shop: Shop) -> None:
+def test_what_cannot_be_read_is_not_done_again(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """As after a change of the key that it was encrypted with."""
     shop.ask()
     shop.protect(encrypt=mirrored, decrypt=mirrored)
     assert problem_of(shop.ask()) == (410, "not-kept")
+    assert "a retry gets no response" in caplog.text
     assert len(shop.asked) == 1
 
 

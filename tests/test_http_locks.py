@@ -11,6 +11,7 @@ import pytest
 import distlock
 
 from .http_tools import KINDS, Asked, Given, Shop
+from .programs import wait_until
 
 pytestmark = pytest.mark.may_block
 
@@ -39,20 +40,30 @@ class Gate:
         return Given()
 
 
-@pytest.mark.parametrize("status", [423, 429])
-def test_one_request_at_a_time_is_carried_out(shop: Shop, status: int) -> None:
+@pytest.mark.parametrize(("status", "title"), [(423, "Locked"), (429, "Too Many Requests"), (599, "Unknown")])
+def test_one_request_at_a_time_is_carried_out(shop: Shop, status: int, title: str) -> None:
     shop.handler = gate = Gate()
     shop.lock(path_of, status=status)
     first = shop.start()
     assert gate.begun.wait(30)
     busy = shop.ask()
     assert (busy.status_code, busy.headers["retry-after"]) == (status, "1")
-    assert busy.json()["type"] == "about:blank"
+    assert (busy.json()["type"], busy.json()["title"]) == ("about:blank", title)
     assert shop.ask(path="/other").status_code == shop.ask(path="/free").status_code == 201
     gate.end.set()
     assert first.result().status_code == 201
     assert shop.ask().status_code == 201
     assert shop.locks.list() == ()
+
+
+def test_a_retry_of_who_found_it_busy_is_carried_out(shop: Shop) -> None:
+    """Where requests are done once, and one at a time: that somebody was busy is no outcome."""
+    shop.lock(path_of)
+    shop.protect(over=True)
+    with shop.locks.lock("/pay"):
+        assert shop.ask().status_code == 423
+    assert shop.ask().status_code == 201
+    assert len(shop.asked) == 1
 
 
 def test_others_wait_if_told(shop: Shop) -> None:
@@ -61,6 +72,7 @@ def test_others_wait_if_told(shop: Shop) -> None:
     first = shop.start()
     assert gate.begun.wait(30)
     second = shop.start()
+    wait_until(lambda: shop.locks.inspect("/pay").waiters, "the second request")
     gate.end.set()
     assert first.result().status_code == second.result().status_code == 201
     assert len(shop.asked) == 2

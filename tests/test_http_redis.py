@@ -67,9 +67,15 @@ def test_no_secret_reaches_the_store(kind: str, redis_server: RedisServer) -> No
 @pytest.mark.may_block
 @pytest.mark.parametrize("kind", KINDS)
 def test_while_the_store_is_down_nothing_is_done_unless_told(kind: str, redis_server: RedisServer) -> None:
-    with distlock.connect(redis_server.url, op_timeout=1) as locks, Shop(kind, locks) as shop:
+    with (
+        distlock.connect(redis_server.url) as locks,
+        distlock.connect(redis_server.url, op_timeout=1) as impatient,
+        Shop(kind, locks) as shop,
+    ):
         assert shop.ask().status_code == 201
         redis_server.stop()
+        shop.locks = impatient
+        shop.protect()
         refused = shop.ask()
         assert problem_of(refused) == (503, "unavailable")
         assert int(refused.headers["retry-after"]) > 0
@@ -86,7 +92,11 @@ def test_while_the_store_is_down_nothing_is_done_unless_told(kind: str, redis_se
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_response_that_cannot_be_kept_for_now_is_passed_on(kind: str, redis_server: RedisServer) -> None:
     """And kept later: nobody does it again meanwhile."""
-    with distlock.connect(redis_server.url, op_timeout=1) as locks, Shop(kind, locks) as shop:
+    with (
+        distlock.connect(redis_server.url, op_timeout=5) as locks,
+        distlock.connect(redis_server.url, op_timeout=1) as impatient,
+        Shop(kind, locks) as shop,
+    ):
 
         def handler(asked: Any) -> Given:
             redis_server.pause()
@@ -95,9 +105,12 @@ def test_a_response_that_cannot_be_kept_for_now_is_passed_on(kind: str, redis_se
         shop.handler = handler
         try:
             assert shop.ask().status_code == 201
+            shop.locks = impatient
+            shop.protect()
             assert shop.ask().status_code == 503
         finally:
             redis_server.resume()
+        shop.locks = locks
         shop.protect(wait=60)
         again = shop.ask()
         assert (again.status_code, again.headers["idempotency-replayed"]) == (201, "true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -147,7 +148,19 @@ def test_the_app_gets_the_body(locks: distlock.Manager) -> None:
     assert Call(protected, b"abc").read() == b"abc3"
     chunked = {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}
     assert Call(protected, b"abcd", HTTP_IDEMPOTENCY_KEY='"2"', **chunked).read() == b"abcd4"
-    assert Call(protected, b"abcd", HTTP_IDEMPOTENCY_KEY='"3"', CONTENT_LENGTH="").read() == b"0"
+    assert Call(protected, HTTP_IDEMPOTENCY_KEY='"3"', CONTENT_LENGTH="").read() == b"0"
+
+
+def test_a_request_in_chunks_is_refused_where_the_server_does_not_say_where_they_end(locks: distlock.Manager) -> None:
+    """Rather than carried out without its body. What needs no key is not looked at."""
+    protected = IdempotencyMiddleware(serving([b"done"]), locks)
+    chunked = {"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}
+    call = Call(protected, b"abcd", **chunked)
+    assert call.status == "411 Length Required"
+    assert json.loads(call.read())["type"].endswith("#no-length")
+    assert locks.results.list() == ()
+    call = Call(protected, b"abcd", REQUEST_METHOD="PUT", **chunked)
+    assert call.read() == b"done"
 
 
 def test_a_request_in_chunks_that_is_too_large_is_refused(locks: distlock.Manager) -> None:

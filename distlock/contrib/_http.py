@@ -55,7 +55,22 @@ HEADERS = (
     "vary",
 )
 """Of a response, those that are kept."""
-_NEVER = ("authentication-info", "authorization", "cookie", "set-cookie", "set-cookie2", "www-authenticate")
+_CREDENTIALS = ("authentication-info", "authorization", "cookie", "set-cookie", "set-cookie2", "www-authenticate")
+_OF_ONE_RESPONSE = (
+    "connection",
+    "content-length",
+    "date",
+    "idempotency-replayed",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+)
+"""How it is framed, and what holds for one connection (RFC 9110, section 7.6.1): the server says it anew."""
+
+_PASSING = (401, 403, 407, 408, 409, 421, 423, 424, 425, 429)
+"""Statuses of 4xx after which a retry may fare better."""
 
 MISSING = Problem(
     "missing",
@@ -71,6 +86,12 @@ MALFORMED = Problem(
     f'It is a string in double quotes, of 1 to {LONGEST} characters, as in Idempotency-Key: "8e03978e-40d5-43e8".',
 )
 INCOMPLETE = Problem("incomplete", 400, "The request is incomplete", "It ended before its Content-Length. Retry it.")
+NO_LENGTH = Problem(
+    "no-length",
+    411,
+    "The request does not say how long it is",
+    "Requests that come in chunks are not read here. Send it with a Content-Length.",
+)
 TOO_LARGE = Problem(
     "too-large",
     413,
@@ -106,10 +127,11 @@ LOST = Problem(
     "lost",
     503,
     "The request was cut off",
-    "It is not known how far it got. Retry it.",
+    "It was cut off, and it is not known how far it got. Retry it.",
 )
-BUSY = Problem("busy", 423, "Somebody else is at it", "One request at a time is carried out here. Retry.")
-DOWN = Problem("unavailable", 503, "Nothing was done", "Whether somebody else is at it cannot be known. Retry.")
+BUSY = Problem("busy", 423, "", "Somebody else is at it: one request at a time is carried out here. Retry.")
+DOWN = Problem("unavailable", 503, "", "Nothing was done: whether somebody else is at it cannot be known. Retry.")
+"""Those of locks have no page, and so the title of their status."""
 
 DOWN_FOR = 5
 """Seconds after which to look whether a store is back."""
@@ -118,9 +140,9 @@ DOWN_FOR = 5
 def is_outcome(status: int) -> bool:
     """Whether a retry would bring the same again: what was done, and what is wrong with the request itself.
 
-    Not that someone is not allowed to yet, comes too early or too often, or that the server failed.
+    Not that someone is not allowed to yet, comes too early or too often, finds a lock held, or that the server failed.
     """
-    return 200 <= status < 500 and status not in (401, 403, 408, 409, 425, 429)
+    return 200 <= status < 500 and status not in _PASSING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,15 +168,21 @@ class IdempotencyOptions:
     unquoted: bool = False
     """Keys may come without the quotes, as many clients send them."""
     body_limit: int = 1024 * 1024
-    """Bytes of a request with a key, which is read before it is passed on; a larger one is refused (413)."""
+    """Bytes of a request with a key, which is read before it is passed on; a larger one is refused (413).
+
+    Requests are compared by what their JSON says up to 32 KiB, and byte for byte above.
+    """
     response_limit: int = LARGEST
     """Bytes of what is kept of a response. A larger one is passed on, and a retry told that it was not (410)."""
     statuses: Collection[int] | Callable[[int], bool] = is_outcome
     """Those that are kept. After others the request is carried out again."""
     headers: Collection[str] = HEADERS
-    """Of a response, those that are kept. Cookies and credentials never are."""
+    """Of a response, those that are kept. Cookies, credentials and those of the connection never are."""
     redact: Callable[[int, Headers, bytes], bytes] | None = None
-    """Makes the body that is kept, and replayed, of status, headers and the body as the first client gets it."""
+    """Makes the body that is kept, and replayed, of status, headers and the body as the first client gets them.
+
+    With it, responses that are compressed are not kept: compress further out.
+    """
     encrypt: Callable[[bytes], bytes] | None = None
     """Of what is kept, such as `encrypt` and `decrypt` of `cryptography.fernet.Fernet`."""
     decrypt: Callable[[bytes], bytes] | None = None
@@ -166,9 +194,12 @@ class IdempotencyOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", frozenset(method.upper() for method in self.methods))
         object.__setattr__(self, "headers", frozenset(name.lower() for name in self.headers))
-        secret = [name for name in sorted(self.headers) if name in _NEVER or name.startswith("proxy-")]
-        if secret:
-            raise ConfigurationError(f"these headers are never kept, for they are credentials: {', '.join(secret)}")
+        never = {*_CREDENTIALS, *_OF_ONE_RESPONSE}
+        wrong = [name for name in sorted(self.headers) if name in never or name.startswith("proxy-")]
+        if wrong:
+            raise ConfigurationError(
+                f"these headers are never kept, for they are credentials or hold for one response: {', '.join(wrong)}"
+            )
         if (self.encrypt is None) != (self.decrypt is None):
             raise ConfigurationError("encrypt and decrypt go together: what is kept is read again")
         for name in ("body_limit", "response_limit"):
@@ -249,6 +280,7 @@ class Rules:
         if isinstance(error, IdempotencyMismatch):
             return problem_reply(MISMATCH, page)
         if isinstance(error, ResultUnavailable):
+            log.warning("a retry gets no response: %s", error)
             return problem_reply(NOT_KEPT, page)
         if not isinstance(error, BackendError):
             raise error
@@ -264,14 +296,16 @@ class Rules:
         return problem_reply(LOST, self.options.page, DOWN_FOR)
 
 
-def unkept(headers: Headers, limit: int, *, pieces: bool) -> str:
+def unkept(headers: Headers, options: IdempotencyOptions, *, pieces: bool) -> str:
     """Why a response is passed on as it comes; empty if it is to be kept. ``pieces``: it comes in more than one."""
-    known = {name.lower(): value for name, value in headers if name.lower() in ("content-type", "content-length")}
+    known = {name.lower(): value for name, value in headers}
     if known.get("content-type", "").lower().startswith("text/event-stream"):
         return "it is a stream of events"
+    if options.redact is not None and known.get("content-encoding", "identity").strip().lower() != "identity":
+        return "it is compressed, and what is to be redacted cannot be found"
     length = known.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        return f"it has {length} bytes, more than the limit of {limit}"
+    if length.isdecimal() and int(length) > options.response_limit:
+        return f"it has {length} bytes, more than the limit of {options.response_limit}"
     return "it comes in pieces, and does not say how long it is" if pieces and not length else ""
 
 

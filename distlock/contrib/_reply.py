@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Sequence
+from http import HTTPStatus
 from typing import NamedTuple
 
-__all__ = ("Headers", "Packing", "Problem", "Reply", "Unkept", "log", "problem_reply")
+__all__ = ("Headers", "Packing", "Problem", "Reply", "Unkept", "log", "phrase_of", "problem_reply")
 
 log = logging.getLogger("distlock.idempotency")
 
@@ -53,7 +54,7 @@ class Packing:
             raise ValueError(result.why)
         try:
             headers = [(name, value) for name, value in result.headers if name.lower() in self._headers]
-            body = result.body if self._redact is None else self._redact(result.status, headers, result.body)
+            body = result.body if self._redact is None else self._redact(result.status, result.headers, result.body)
             data = json.dumps([result.status, headers], separators=(",", ":")).encode() + b"\n" + body
             return data if self._encrypt is None else self._encrypt(data)
         except Exception as error:
@@ -70,6 +71,14 @@ class Packing:
         return Reply(status, [*replayed, ("idempotency-replayed", "true")], body)
 
 
+def phrase_of(status: int) -> str:
+    """What follows the status in its line."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
 class Problem(NamedTuple):
     """What is the matter, for people and programs."""
 
@@ -80,10 +89,13 @@ class Problem(NamedTuple):
 
 
 def problem_reply(problem: Problem, page: str = "", retry_after: int | None = None) -> Reply:
-    """``page``: the address of a page about all of them; each is a fragment of it. ``retry_after``: seconds."""
+    """``page``: the address of a page about all of them; each is a fragment of it. ``retry_after``: seconds.
+
+    Without a page it says no more than its status, and has the title of that (RFC 9457, section 4.2.1).
+    """
     said = {
         "type": f"{page}#{problem.kind}" if page else "about:blank",
-        "title": problem.title,
+        "title": problem.title if page else phrase_of(problem.status),
         "status": problem.status,
         "detail": problem.detail,
     }

@@ -11,10 +11,13 @@ from typing import Any
 
 from ..idempotency import fingerprint_of
 
-__all__ = ("LONGEST", "fingerprint", "parse_key")
+__all__ = ("LARGEST_JSON", "LONGEST", "fingerprint", "parse_key")
 
 LONGEST = 255
 """Characters of a key."""
+
+LARGEST_JSON = 32 * 1024
+"""Bytes of what is compared as JSON: it is read on the event loop, and a MiB of it takes half a second."""
 
 # An Item whose value is a String (RFC 9651, sections 3.3 and 3.3.3), with parameters, which mean nothing here.
 _STRING = r'"(?:[ !#-\[\]-~]|\\["\\])*"'
@@ -43,9 +46,9 @@ def parse_key(value: str, *, unquoted: bool) -> str:
 
 
 def fingerprint(query: str, content_type: str, body: bytes) -> list[str]:
-    """The same for the same request, however its JSON is laid out and its parts are parted."""
+    """The same for the same request, however its JSON is laid out (up to `LARGEST_JSON`) and its parts are parted."""
     kind, digest = content_type.partition(";")[0].strip().lower(), ""
-    if kind == "application/json" or kind.endswith("+json"):
+    if (kind == "application/json" or kind.endswith("+json")) and len(body) <= LARGEST_JSON:
         with suppress(ValueError, ArithmeticError, RecursionError):  # then it is bytes like any other
             digest = fingerprint_of(_exactly(body))
     elif kind.startswith("multipart/") and (boundary := _BOUNDARY.search(content_type)):

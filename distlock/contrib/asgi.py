@@ -24,7 +24,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
-_START, _BODY = "http.response.start", "http.response.body"
+_START, _BODY, _TRAILERS = "http.response.start", "http.response.body", "http.response.trailers"
+_BODIES = (_BODY, "http.response.pathsend", "http.response.zerocopysend")
 
 
 class IdempotencyMiddleware:
@@ -111,6 +112,7 @@ class _Answer:
         self._held: list[Message] = []
         self._passing = False
         self._lost = False
+        self._trailers = False
         self.whole = False
         """The app has sent all of it."""
 
@@ -121,7 +123,9 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         """In the place of the server's."""
-        self.whole = message["type"] != _START and not message.get("more_body", False)
+        if message["type"] == _START:
+            self._trailers = message.get("trailers", False)
+        self.whole = self.whole or self._ends(message)
         if self._passing or not (self._held or message["type"] == _START):
             await self._send(message)
             return
@@ -144,13 +148,19 @@ class _Answer:
         for message in held:
             await self._send(message)
 
+    def _ends(self, message: Message) -> bool:
+        """Whether nothing of the response comes after it. Hints, pushes and the like are beside the response."""
+        if self._trailers:
+            return message["type"] == _TRAILERS and not message.get("more_trailers", False)
+        return message["type"] in _BODIES and not message.get("more_body", False)
+
     def _outcome(self, message: Message) -> Reply | Unkept | None:
         """What is to be kept; None: more is to come first."""
         start = self._held[0]
-        if message["type"] not in (_START, _BODY) or start.get("trailers", False):
+        if message["type"] not in (_START, _BODY) or self._trailers:
             return Unkept("it is more than a body")
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start.get("headers", ())]
-        why = unkept(headers, self._rules.options.response_limit, pieces=message.get("more_body", False))
+        why = unkept(headers, self._rules.options, pieces=message.get("more_body", False))
         if why:
             return Unkept(why)
         if not self.whole:

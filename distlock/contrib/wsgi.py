@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import http
 import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -17,8 +16,8 @@ from typing import Any
 
 from .. import AcquireTimeout, BackendError, DistLockError, Lease, LockLost, Manager, ResultUnavailable, lock
 from ..idempotency import Work
-from ._http import DEFAULTS, INCOMPLETE, IdempotencyOptions, Refused, Rules, Scope, refusal, unkept
-from ._reply import Reply, Unkept, log
+from ._http import DEFAULTS, INCOMPLETE, NO_LENGTH, IdempotencyOptions, Refused, Rules, Scope, refusal, unkept
+from ._reply import Reply, Unkept, log, phrase_of
 
 __all__ = ("App", "Environ", "IdempotencyMiddleware", "IdempotencyOptions", "LockMiddleware", "StartResponse")
 
@@ -66,6 +65,8 @@ class IdempotencyMiddleware:
         elif environ.get("wsgi.input_terminated", False):  # it came in chunks, and the server says where they end
             body = environ["wsgi.input"].read(self._rules.options.body_limit + 1)
             self._rules.check_size(len(body))
+        elif environ.get("HTTP_TRANSFER_ENCODING"):  # it may not be read: nobody says where it ends
+            self._rules.refuse(NO_LENGTH)
         else:
             body = b""
         return body
@@ -147,7 +148,7 @@ class _Answer:
             return False
         if not self._rules.keeps(int(self._status[:3])):
             return True
-        why = unkept(self._headers, self._rules.options.response_limit, pieces=pieces)
+        why = unkept(self._headers, self._rules.options, pieces=pieces)
         if why:
             self._keep(Unkept(why))
         return bool(why)
@@ -233,9 +234,5 @@ def _release(lease: Lease) -> None:
 
 
 def _answer(start_response: StartResponse, reply: Reply) -> Iterable[bytes]:
-    try:
-        reason = http.HTTPStatus(reply.status).phrase
-    except ValueError:
-        reason = "Unknown"
-    start_response(f"{reply.status} {reason}", [*reply.headers])
+    start_response(f"{reply.status} {phrase_of(reply.status)}", [*reply.headers])
     return [reply.body]
