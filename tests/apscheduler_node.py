@@ -1,7 +1,8 @@
 """One of several nodes with the same schedule: ``python -m tests.apscheduler_node url notes timeout [at]``.
 
-A job each second, or one ``at`` a time. Writes down, a line each, what it ran for which time, what it skipped, and, with
-its process, when a job fires and when it begins. A job goes on for as long as there is a file ``hold`` beside the notes.
+A job each second, or one ``at`` a time. Writes down, a line each, what it ran for which time, what it skipped, and,
+with its process, when a job fires and when it begins. A job goes on for as long as there is a file ``hold`` beside the
+notes.
 """
 
 from __future__ import annotations

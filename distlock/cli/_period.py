@@ -2,8 +2,8 @@
 
 The period counts from when `distlock run` was started, so that one that had to wait, or that took over from one that
 failed, does not put off the next. The record ends early: the next firing of a scheduler, whose clock is not exact, must
-not find it, on a store either that keeps records for a little longer (etcd, by a sixteenth). After a command that lasted
-longer there is a short one all the same, for those who have waited for it.
+not find it, on a store either that keeps records for a little longer (etcd, by a sixteenth). After a command that
+outlasts it there is a short one all the same, for those who have waited.
 """
 
 from __future__ import annotations

@@ -51,9 +51,10 @@ class OnceExecutor(ThreadPoolExecutor):
     seconds to wait for another node, or for an earlier run (None: for ever). With 0 a node leaves at once, and a run
     whose node died is lost; others take it over, and occupy a thread each until it is done.
 
-    Whether a run is too late (``misfire_grace_time``) is decided before it waits, for a thread or another node. A job that
-    raised has run, and the name of the error's class is kept. One that is skipped sends no event. Jobs need the same ``id`` on each node and run times
-    that do not depend on when it was started: a cron or date trigger, an interval with a ``start_date``, no jitter.
+    Whether a run is too late (``misfire_grace_time``) is decided before it waits, for a thread or another node. A job
+    that raised has run, and the name of the error's class is kept. One that is skipped sends no event. Jobs need the
+    same ``id`` on each node and run times that do not depend on when it was started: a cron or date trigger, an
+    interval with a ``start_date``, no jitter.
     For functions, not for coroutine functions.
     """
 
