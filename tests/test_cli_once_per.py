@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -136,28 +137,30 @@ def test_the_period_counts_from_when_it_was_asked_for(start, locks, tmp_path):
     assert locks.results.get("k").expires_in <= 3240 - 1
 
 
-class Overlong(Job):
-    """A command that lasts longer than its period."""
+class Done(Job):
+    """Nothing to run."""
 
     ran = True
 
     def run(self, lease: Lease) -> int:
-        later = _period.now() + 7200
-        _period.now = lambda: later
         return 0
 
 
 def test_who_waited_for_one_that_outlasts_its_period_is_told_of_it(monkeypatch):
-    monkeypatch.setattr(_period, "now", _period.now)  # which is put back
-    monkeypatch.setattr(_period, "SHORTEST_RECORD", 60.0)  # for slow machines
-    job = Overlong("k", ["true"], 30, 5)
+    """By a clock that goes on by two hours whenever it is read."""
+    monkeypatch.setattr(_period, "SHORTEST_RECORD", 600.0)  # for slow machines
+    times = count(0, 7200)
+    monkeypatch.setattr(_period, "now", lambda: next(times))
     with distlock.connect("memory://") as locks:
-        assert run_once_per(3600, locks, job, None, keep_failed=False) == 0
-        with pytest.raises(Skipped):
-            run_once_per(3600, locks, job, None, keep_failed=False)
-        assert locks.results.get("k").expires_in <= 60
-        assert run_once_per(10, locks, Overlong("short", ["true"], 30, 5), None, keep_failed=False) == 0
-        assert locks.results.get("short").expires_in <= 9
+        for key, period, kept in ("k", 3600, 600), ("short", 100, 90):
+            job = Done(key, ["true"], 30, 5)
+            assert run_once_per(period, locks, job, None, keep_failed=False) == 0
+            with pytest.raises(Skipped):
+                run_once_per(period, locks, job, None, keep_failed=False)
+            operation = locks.results.get(key)
+            assert operation is not None
+            assert operation.expires_in is not None
+            assert operation.expires_in <= kept
 
 
 @pytest.mark.parametrize(("period", "record"), [("1d", 0.9 * 86400), ("1h", 3240), ("100", 90)])

@@ -150,7 +150,7 @@ def test_waiting_does_not_make_a_run_late(node_of, monkeypatch):
 
     class Later(datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> datetime:
+        def now(cls, tz: Any = None) -> Any:
             return soon + timedelta(hours=1)
 
     monkeypatch.setattr("apscheduler.executors.base.datetime", Later)
