@@ -57,13 +57,13 @@ def waiting(day: str) -> str:
 
 
 @app.task
-@idempotent_task(ttl=600, lease=3)
+@idempotent_task(ttl=600, lease=10)
 def charged(order: str) -> str:
     return through_the_gate("charged")
 
 
 @app.task(reject_on_worker_lost=True)
-@idempotent_task(ttl=600, lease=3)
+@idempotent_task(ttl=600, lease=10)
 def charged_by_a_child(order: str) -> str:
     return through_the_gate("charged_by_a_child")
 

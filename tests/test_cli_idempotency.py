@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -192,17 +193,44 @@ def test_a_person_is_asked(env, locks, answer, status):
     assert (locks.results.get("pay:42") is None) == (status == 0)
 
 
-def test_ctrl_c_is_a_no(env, locks):
-    pay(locks)
+@contextmanager
+def person_asked(env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Whether to forget a payment."""
     command = [sys.executable, "-m", "distlock", "idempotency", "forget", "pay:42"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, env=env, **pipes) as process:  # type: ignore[call-overload]
         asked = b""
         while b"Forget it?" not in asked:
             asked += process.stdout.read(1)
+        yield process
+
+
+def test_ctrl_c_is_a_no(env, locks):
+    pay(locks)
+    with person_asked(env) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT) == 130
     assert locks.results.get("pay:42") is not None
+
+
+def test_what_came_while_a_person_was_asked_is_not_forgotten(env, locks):
+    pay(locks)
+    with person_asked(env) as process:
+        assert locks.results.forget("pay:42")
+        pay(locks, result="another")
+        said = process.communicate(b"y\n", TIMEOUT)[0]
+    assert process.returncode == 1
+    assert b"'pay:42' is another work by now, and is left alone" in said
+    assert locks.results.get("pay:42").outcome.payload == b'"another"'
+
+
+def test_a_person_is_told_that_there_was_nothing_left_to_forget(env, locks):
+    pay(locks)
+    with person_asked(env) as process:
+        assert locks.results.forget("pay:42")
+        said = process.communicate(b"y\n", TIMEOUT)[0]
+    assert process.returncode == 1
+    assert b"nothing is known of 'pay:42'" in said
 
 
 def test_what_others_have_stored_does_not_command_the_terminal(env, locks):

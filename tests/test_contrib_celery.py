@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import Ignore, Reject, Retry, TaskPredicate
 
 import distlock
-from distlock import AcquireTimeout, ConfigurationError, Manager
+from distlock import AcquireTimeout, ConfigurationError, Manager, ResultUnavailable
 from distlock.contrib.celery import WhenBusy, idempotent_task, single_instance
 from distlock.idempotency import InProgress
 
@@ -169,6 +171,77 @@ def test_a_task_that_failed_is_done_again(app: Celery, locks: Manager) -> None:
 
     assert charge.apply().result == "done"
     assert len(tries) == 3
+
+
+@pytest.mark.parametrize("signal", [Ignore("not mine"), Reject("not mine"), Retry("later")])
+def test_what_a_task_tells_celery_is_not_kept(app: Celery, locks: Manager, signal: TaskPredicate) -> None:
+    tries: list[int] = []
+
+    @app.task
+    @idempotent_task(ttl=60, store_errors=Exception, locks=locks)
+    def charge() -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise signal
+        return "done"
+
+    assert charge.apply(task_id="a").state in ("IGNORED", "REJECTED", "RETRY")
+    assert locks.results.list() == ()
+    assert charge.apply(task_id="a").result == "done"
+
+
+def test_within_another_task_it_has_no_id(app: Celery, locks: Manager) -> None:
+    runs: list[str] = []
+
+    @app.task(autoretry_for=(OSError,))
+    @idempotent_task(ttl=60, locks=locks)
+    def charge(order: str) -> int:
+        runs.append(order)
+        return len(runs)
+
+    @app.task
+    @idempotent_task(ttl=60, locks=locks)
+    def charge_all() -> list[int]:
+        return [charge.run("o1"), charge.run("o2")]
+
+    assert [charge_all.apply(task_id="a").result for _ in range(2)] == [[1, 2], [1, 2]]
+    assert [found.key for found in locks.results.list()] == [f"{charge_all.name}:a"]
+
+
+def test_within_another_task_it_is_not_that_one_that_is_skipped(app: Celery, locks: Manager) -> None:
+    @idempotent_task("ship:{order}", ttl=60, when_busy="skip", locks=locks)
+    def ship(order: str) -> None:
+        raise AssertionError
+
+    @app.task
+    def ship_all() -> None:
+        ship("o1")
+
+    with locks.once("ship:o1", ttl=60):
+        assert isinstance(ship_all.apply().result, InProgress)
+
+
+def test_a_task_whose_result_cannot_be_kept_was_done(
+    app: Celery, locks: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task
+    @idempotent_task(ttl=60, locks=locks)
+    def charge() -> Decimal:
+        return Decimal("9.99")
+
+    assert charge.apply(task_id="a").result == Decimal("9.99")
+    assert "cannot be had again" in caplog.text
+    again = charge.apply(task_id="a")
+    assert (again.state, type(again.result)) == ("FAILURE", ResultUnavailable)
+
+
+def test_what_a_task_itself_cannot_get_is_another_matter(app: Celery, locks: Manager) -> None:
+    @app.task
+    @idempotent_task(ttl=60, locks=locks)
+    def charge() -> None:
+        raise ResultUnavailable("of another work")
+
+    assert isinstance(charge.apply().result, ResultUnavailable)
 
 
 def test_what_stands_around_it_sees_the_function_as_it_is(locks: Manager) -> None:

@@ -89,6 +89,16 @@ class Command:
         return self._exit_status(command[0])
 
     @property
+    def cut_off(self) -> bool:
+        """It was ended, as its lease could not be kept. Its status does not tell, for commands may have the same."""
+        return self._ending or not (self._errno or self._status is not None)
+
+    @property
+    def ran(self) -> bool:
+        """It was started, and ended by itself."""
+        return self._status is not None and not self._ending
+
+    @property
     def interrupted(self) -> bool:
         """By Ctrl-C at the terminal, as this process has to be, then."""
         ended_so = self._status is not None and self._status & 0x7F == signal.SIGINT
@@ -240,6 +250,16 @@ class Job:
     grace: float
     child: Command | None = None
     """Once it runs."""
+
+    @property
+    def cut_off(self) -> bool:
+        """See `Command.cut_off`."""
+        return self.child is not None and self.child.cut_off
+
+    @property
+    def ran(self) -> bool:
+        """See `Command.ran`."""
+        return self.child is not None and self.child.ran
 
     @property
     def about(self) -> Mapping[str, str]:

@@ -2,7 +2,8 @@
 
 The period counts from when `distlock run` was started, so that one that had to wait, or that took over from one that
 failed, does not put off the next. The record ends early: the next firing of a scheduler, whose clock is not exact, must
-not find it, on a store either that keeps records for a little longer (etcd, by a sixteenth).
+not find it, on a store either that keeps records for a little longer (etcd, by a sixteenth). After a command that
+outlasts it there is a short one all the same, for those who have waited.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ SHORTEST, LONGEST = 1.0, 366 * 86400.0
 """Seconds of a period."""
 KEPT = 0.9
 """Of a period."""
-SHORTEST_RECORD = 0.1
-"""Seconds."""
+SHORTEST_RECORD = 2.0
+"""Seconds: all who wait for a run are told that it was, or each of them would run the command again. No more than
+`KEPT` of a period."""
 
 
 class Skipped(Exception):
@@ -53,18 +55,18 @@ def tells_of_waiting(timeout: float | None) -> bool:
 
 def run_once_per(period: float, locks: Manager, job: Job, timeout: float | None, *, keep_failed: bool) -> int:
     """The exit status of the command; `Skipped` if it ran in this ``period``, `InProgress` if it does elsewhere."""
-    ends_at = now() + period * KEPT
-    status = LOST
+    kept = period * KEPT
+    ends_at = now() + kept
     try:
         with ExitStack() as stack:
             work = _claimed(stack, locks, job, period, timeout)
             if work.operation is not None:
                 raise Skipped(_why(work.operation))
             status = job.run(work.lease)
-            if (status == 0 or keep_failed) and status != LOST:
-                _keep(work, status, ends_at - now())
+            if job.ran and (status == 0 or keep_failed):
+                _keep(work, status, max(ends_at - now(), min(kept, SHORTEST_RECORD)))
     except LockLost as error:
-        if status != LOST:  # else it was said
+        if not job.cut_off:  # else it was said
             say(error)
         return LOST
     return status
@@ -81,8 +83,6 @@ def _claimed(stack: ExitStack, locks: Manager, job: Job, period: float, timeout:
 
 
 def _keep(work: Work, status: int, left: float) -> None:
-    if left < SHORTEST_RECORD:  # the next run is due
-        return
     try:
         work.complete({"status": status}, ttl=left)
     except ResultUnavailable as error:

@@ -111,7 +111,7 @@ def forget(
 ) -> None:
     """Delete what is kept of a work, which is shown before: the next request under its key is done again.
 
-    What is in progress is left alone.
+    What is in progress is left alone, and so is what came after it was shown.
     """
     with store(url, namespace) as locks:
         found = locks.results.get(key)
@@ -119,12 +119,19 @@ def forget(
             raise _unknown(key, locks)
         Console(stderr=True, highlight=False).print(_portrait(found, False))
         if found.state == "in progress":
-            say(f"{key!r} is in progress, and is left alone [{locks.address}]")
-            raise typer.Exit(NOTHING_DONE)
+            raise _left_alone(f"{key!r} is in progress", locks)
         if not yes and not typer.confirm("Forget it? Then the next request is done again.", err=True):
             raise typer.Exit(NOTHING_DONE)
-        if not locks.results.forget(key):
-            raise typer.Exit(NOTHING_DONE)
+        known = locks.results.get(key)
+        if known is not None and (known.state, known.token) != (found.state, found.token):
+            raise _left_alone(f"{key!r} is another work by now", locks)
+        if known is None or not locks.results.forget(key):
+            raise _unknown(key, locks)
+
+
+def _left_alone(why: str, locks: Manager) -> typer.Exit:
+    say(f"{why}, and is left alone [{locks.address}]")
+    return typer.Exit(NOTHING_DONE)
 
 
 def _unknown(key: str, locks: Manager) -> typer.Exit:

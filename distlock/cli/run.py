@@ -125,7 +125,7 @@ def _locked(locks: Manager, job: Job, timeout: float | None) -> int:
     try:
         status = job.run(lease)
     finally:
-        status = _released(lease, status)
+        status = _released(lease, status, job)
     return status
 
 
@@ -156,12 +156,12 @@ def _acquired(lock: Lock, timeout: float | None) -> Lease:
     return lock.acquire(timeout)
 
 
-def _released(lease: Lease, status: int) -> int:
+def _released(lease: Lease, status: int, job: Job) -> int:
     """The exit status, which changes if the lease turns out to be lost."""
     try:
         lease.release()
     except LockLost as error:
-        if status != LOST:  # else it was said
+        if not job.cut_off:  # else it was said
             say(error)
         return LOST
     except BackendError as error:  # all is done, and its time is bounded

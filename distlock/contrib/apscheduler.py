@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from apscheduler.events import EVENT_JOB_MISSED
 from apscheduler.executors.base import run_job
 
 import distlock
-from distlock import AcquireTimeout, Manager, idempotency
+from distlock import AcquireTimeout, DistLockError, Manager, idempotency
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -51,8 +51,10 @@ class OnceExecutor(ThreadPoolExecutor):
     seconds to wait for another node, or for an earlier run (None: for ever). With 0 a node leaves at once, and a run
     whose node died is lost; others take it over, and occupy a thread each until it is done.
 
-    A job that raised has run. One that is skipped sends no event. Jobs need the same ``id`` on each node and run times
-    that do not depend on when it was started: a cron or date trigger, an interval with a ``start_date``, no jitter.
+    Whether a run is too late (``misfire_grace_time``) is decided before it waits, for a thread or another node. A job
+    that raised has run, and the name of the error's class is kept. One that is skipped sends no event. Jobs need the
+    same ``id`` on each node and run times that do not depend on when it was started: a cron or date trigger, an
+    interval with a ``start_date``, no jitter.
     For functions, not for coroutine functions.
     """
 
@@ -79,12 +81,14 @@ class OnceExecutor(ThreadPoolExecutor):
             else:
                 self._run_job_error(job.id, error, error.__traceback__)
 
-        self._pool.submit(self._run, job, run_times).add_done_callback(ended)
+        at = datetime.now(timezone.utc)
+        due = [(_punctual(job, run_time, at), run_time) for run_time in run_times]
+        self._pool.submit(self._run, due).add_done_callback(ended)
 
     # In a thread of the pool.
 
-    def _run(self, job: Any, run_times: Sequence[datetime]) -> list[Any]:
-        return [event for run_time in run_times for event in self._run_once(job, run_time)]
+    def _run(self, due: Sequence[tuple[Any, datetime]]) -> list[Any]:
+        return [event for job, run_time in due for event in self._run_once(job, run_time)]
 
     def _run_once(self, job: Any, run_time: datetime) -> list[Any]:
         name = f"apscheduler:{job.id}"
@@ -92,17 +96,44 @@ class OnceExecutor(ThreadPoolExecutor):
         about = {"job": job.id, "run_time": at}
         lock = distlock.lock if self._locks is None else self._locks.lock
         once = idempotency.once if self._locks is None else self._locks.once
+        events: list[Any] = []
         try:
             with (
                 lock(name, ttl=self._lease, timeout=self._timeout, metadata=about),
                 once(f"{name}@{at}", ttl=self._ttl, lease=self._lease, timeout=self._timeout, metadata=about) as work,
             ):
-                if not work.replayed:
-                    events: list[Any] = run_job(job, job._jobstore_alias, [run_time], self._logger.name)
-                    if events[0].code != EVENT_JOB_MISSED:
-                        work.complete(repr(events[0].exception) if events[0].exception else None)
-                    return events
-                _log.info("skipped %s: it ran for %s on %s", name, at, work.operation and work.operation.by)
+                if work.replayed:
+                    _log.info("skipped %s: it ran for %s on %s", name, at, work.operation and work.operation.by)
+                    return []
+                events = run_job(job, job._jobstore_alias, [run_time], self._logger.name)
+                if events[0].code != EVENT_JOB_MISSED:
+                    raised = events[0].exception
+                    work.complete(None if raised is None else type(raised).__name__)
         except AcquireTimeout as error:
             _log.info("skipped %s for %s: %s", name, at, error)
-        return []
+        except DistLockError as error:
+            if not events:
+                raise
+            _log.warning("%s ran for %s, and may run for it again: %s", name, at, error)
+        return events
+
+
+class _Punctual:
+    """A job that waits, which does not make it late."""
+
+    misfire_grace_time = None
+
+    def __init__(self, job: Any) -> None:
+        self._job = job
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._job, name)
+
+    def __str__(self) -> str:
+        return str(self._job)
+
+
+def _punctual(job: Any, run_time: datetime, at: datetime) -> Any:
+    """``job``, which goes on being in time for ``run_time`` if it is so ``at`` that time."""
+    grace = job.misfire_grace_time
+    return job if grace is not None and at - run_time > timedelta(seconds=grace) else _Punctual(job)

@@ -16,14 +16,16 @@ For pools of processes and threads (prefork, threads, solo).
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from celery import current_task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskPredicate
 
 import distlock
-from distlock import AcquireTimeout, ConfigurationError, Manager, idempotency
+from distlock import AcquireTimeout, ConfigurationError, Manager, ResultUnavailable, idempotency
 from distlock.idempotency import JSON, Serializer
 
 __all__ = ("WhenBusy", "idempotent_task", "single_instance")
@@ -34,6 +36,11 @@ after ``countdown`` seconds, or its worker waits."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _About = Mapping[str, str]
+_log = logging.getLogger("distlock.idempotency")
+
+
+class _Signal(BaseException):
+    """Carries what a task tells Celery (`Retry`, `Ignore`, `Reject`) past ``store_errors``: it is no outcome."""
 
 
 def single_instance(
@@ -92,9 +99,12 @@ def idempotent_task(
     same task, and is done. ``ttl``: seconds for which the result is kept: longer than the task, and than the broker
     may take to deliver its message again. ``when_busy``, ``countdown`` and ``timeout``: as for `single_instance`, but
     the error is `InProgress`, and ``"skip"`` gives up a message whose first delivery may yet come to nothing.
-    ``lease``, ``serializer`` and ``store_errors``: as for `distlock.idempotency.once`.
+    ``lease``, ``serializer`` and ``store_errors``: as for `distlock.idempotency.once`; Celery's own signals (`Retry`,
+    `Ignore`, `Reject`) are never kept.
 
-    Called directly, not by a worker, there is no id, and the function is just called.
+    If the result cannot be kept, the task succeeds with it all the same, and a warning is logged; who comes later gets
+    `ResultUnavailable`. Called directly, not by a worker, there is no id, and the function is just called; so it is
+    within another task.
     """
     idempotent = idempotency.idempotent if locks is None else locks.idempotent
     patience = _patience(when_busy, timeout)
@@ -124,18 +134,31 @@ def _task(function: F, guard: Callable[[Any, _About], Any], when_busy: WhenBusy,
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         begun = False
+        done: list[Any] = []
 
         @functools.wraps(function)
         def body(*args: Any, **kwargs: Any) -> Any:
             nonlocal begun
             begun = True
-            return function(*args, **kwargs)
+            try:
+                done.append(function(*args, **kwargs))
+            except TaskPredicate as signal:
+                raise _Signal(signal) from None
+            return done[0]
 
         task: Any = current_task
-        by_worker = task and not task.request.called_directly
+        by_worker = _runs(task, function)
         about = {"task": task.name, "task_id": task.request.id} if by_worker else {}
         try:
             return guard(body, about)(*args, **kwargs)
+        except _Signal as carrier:
+            signal = carrier.args[0]
+            raise signal from signal.__cause__
+        except ResultUnavailable as error:
+            if not done:  # it is about what was done before
+                raise
+            _log.warning("a task has succeeded whose result cannot be had again: %s", error)
+            return done[0]
         except AcquireTimeout as error:
             if begun or not by_worker or when_busy == "wait":  # begun: it is about another lock, that the task wants
                 raise
@@ -144,6 +167,13 @@ def _task(function: F, guard: Callable[[Any, _About], Any], when_busy: WhenBusy,
             raise task.retry(exc=error, countdown=countdown) from error
 
     return call  # type: ignore[return-value]
+
+
+def _runs(task: Any, function: Any) -> bool:
+    """Whether a worker called ``function`` as this very task, and not another task that has it called."""
+    if not task or task.request.called_directly:
+        return False
+    return inspect.unwrap(task.run) is inspect.unwrap(function)
 
 
 def _patience(when_busy: str, timeout: float | None) -> float | None:
