@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,6 @@ __all__ = ("drawing", "logarithmic", "plot", "plot_folder")
 
 WIDTH, PANEL, LEGEND = 4.0, 2.2, 0.4
 """Inches."""
-FEW = 0.1
-"""Where a logarithmic axis begins that has zeros, too."""
 
 
 def plot_folder(name: str) -> Path:
@@ -41,10 +40,11 @@ def logarithmic(axes: Any, which: str, values: Sequence[float]) -> None:
     """For ``values`` on the axis ``which`` (``x`` or ``y``); linear near zero, if some are not above it."""
     low, high = min(values), max(values)
     if low > 0:
-        axes.set(**{f"{which}scale": "log"})
+        getattr(axes, f"set_{which}scale")("log")
         return
-    getattr(axes, f"set_{which}scale")("symlog", linthresh=FEW)
-    axes.set(**{f"{which}lim": (2 * min(low, 0) - FEW / 10, 2 * max(FEW, high))})
+    few = min((value for value in values if value > 0), default=1.0) / 2
+    getattr(axes, f"set_{which}scale")("symlog", linthresh=few)
+    axes.set(**{f"{which}lim": (2 * low - few / 10, 2 * max(few, high))})
 
 
 def plot(reports: Iterable[Report], folder: Path) -> list[Path]:
@@ -62,14 +62,23 @@ def _draw(reports: Sequence[Report], path: Path) -> Path:
     colours = {curve: f"C{number}" for number, curve in enumerate(curves)}
     with drawing(path, LEGEND + PANEL * len(reports), len(reports)) as panels:
         for report, axes in zip(reports, panels, strict=True):
-            for curve in dict.fromkeys(row.curve for row in report.rows):
+            for curve, colour in colours.items():
                 points = [(row.at, row.value.median) for row in report.rows if row.curve == curve]
-                axes.plot(*zip(*points, strict=True), color=colours[curve], marker="o", markersize=3, label=curve)
-            axes.set_xscale("log")
-            logarithmic(axes, "y", [row.value.median for row in report.rows])
-            axes.grid(alpha=0.3)
-            axes.set_title(report.what, fontsize="medium")
-            axes.set_ylabel(report.rows[0].unit)
-        panels[0].legend(fontsize="small")
+                axes.plot([at for at, _ in points], [value for _, value in points], "o-", color=colour, markersize=3)
+            _finish(axes, report)
+        panels[0].figure.legend(panels[0].lines, colours, loc="outside upper center", ncols=3, fontsize="small")
         panels[-1].set_xlabel(reports[0].axis)
     return path
+
+
+def _finish(axes: Any, report: Report) -> None:
+    values = [row.value.median for row in report.rows]
+    axes.set_xscale("log")
+    logarithmic(axes, "y", values)
+    if min(values) > 0:  # whole decades: what is nearly flat is to look so
+        low, high = math.log10(min(values)), math.log10(max(values))
+        axes.set_ylim(10.0 ** math.floor(low), 10.0 ** math.ceil(high + 0.01))
+    axes.yaxis.set(major_formatter="{x:,.12g}", minor_formatter="")
+    axes.grid(alpha=0.3)
+    axes.set_title(report.what, fontsize="medium")
+    axes.set_ylabel(report.rows[0].unit)
