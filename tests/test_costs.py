@@ -263,7 +263,7 @@ COSTS: Mapping[Callable[[Clients], Coroutine[Any, Any, None]], Mapping[str, Spen
 }
 
 
-TRIES = 3
+TRIES = 10
 """Of which one must cost what the table says: what costs more each time does so in all of them."""
 
 
