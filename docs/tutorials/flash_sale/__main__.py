@@ -25,18 +25,17 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 def end_by_signal() -> None:
     """From now on SIGTERM and SIGHUP do what Ctrl-C does, and only the first of them counts: what is being ended in
     order is not to be interrupted."""
+    told = False
 
     def end(number: int, frame: FrameType | None) -> None:
-        for each in caught:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        nonlocal told
+        if not told:
+            told = True
+            raise KeyboardInterrupt
 
-    # What was ignored stays ignored, as under nohup.
-    caught = [
-        each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN
-    ]
-    for each in caught:
-        signal.signal(each, end)
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) != signal.SIG_IGN:  # as under nohup
+            signal.signal(each, end)
 
 
 def say(line: str) -> None:

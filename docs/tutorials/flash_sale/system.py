@@ -63,7 +63,8 @@ class System:
         self._tell = tell
         self._processes: list[Process] = []
         self._listeners: list[socket.socket] = []
-        self._ready, self._ending = threading.Event(), threading.Event()
+        # Not joined, but told of by an event: a `join` that Ctrl-C interrupts believes that the thread is over.
+        self._ready, self._ending, self._over = threading.Event(), threading.Event(), threading.Event()
         self._failure: Exception | None = None
         # One thread starts them all and outlives them: the kernel ties a child to the *thread* that started it.
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
@@ -82,15 +83,14 @@ class System:
 
     def __exit__(self, *_: object) -> None:
         self._ending.set()
-        if self._supervisor.is_alive():
-            self._supervisor.join()
+        if self._supervisor.ident:
+            self._over.wait()
         for listener in self._listeners:
             listener.close()
 
     def wait(self) -> None:
         """For ever, unless it cannot go on; then that error is raised."""
-        while self._supervisor.is_alive():
-            self._supervisor.join(1.0)
+        self._over.wait()
         if self._failure:
             raise self._failure
 
@@ -165,6 +165,7 @@ class System:
         finally:
             for roles in END_IN_ORDER:
                 end(each for each in self._processes if each.role in roles)
+            self._over.set()
             self._ready.set()
 
     def _start(self) -> None:
