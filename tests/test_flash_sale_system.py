@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -174,7 +175,7 @@ def test_who_dies_at_the_start_is_told_with_its_last_words(tmp_path: Path, monke
         pytest.param({"database": "nix+nil://x"}, "^the database: Can't load plugin", id="no driver"),
     ],
 )
-def test_what_it_cannot_use_is_told(tmp_path: Path, given: Mapping[str, str], says: str) -> None:
+def test_what_it_cannot_use_is_told(tmp_path: Path, given: Mapping[str, Any], says: str) -> None:
     require_redis()
     with pytest.raises(CannotStart, match=says) as caught, System(replace(settings_in(tmp_path), **given)):
         pass
