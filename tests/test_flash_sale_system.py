@@ -87,6 +87,7 @@ def test_one_command_runs_the_shop_until_ctrl_c(start: Callable[..., subprocess.
     assert len(family) == sum(ROLES.values())
 
     process.send_signal(signal.SIGINT)
+    wait_until(lambda: not all(lives(each) for each in family), "the first of them to end")
     process.send_signal(signal.SIGINT)  # of somebody who is impatient
     assert process.wait(TIMEOUT) == 0, (tmp_path / "stderr").read_text()
     assert psutil.wait_procs(family, 0)[1] == []
