@@ -33,15 +33,19 @@ class Settings:
     """How long a reservation waits for its checkout."""
     lease: float = 5.0
     """The ttl of every lock: how long the work of a process that died is left alone."""
+    overdue: float = 3.0
+    """After this time others look at a step that runs. Was its worker killed, or is it slow? The lock tells."""
     patience: float = 10.0
-    """How long a payment, a parcel or a letter may take before the answer counts as lost."""
+    """How long a payment, a parcel or a letter may take before its answer counts as lost."""
     attempts: int = 6
     """How often a step is tried before the order is given up. What is to be undone is tried for ever."""
     backoff: float = 0.1
     """Before the second attempt; twice as long before each further one, up to `longest`."""
     longest: float = 5.0
-    slow: float = 1.5
+    slow: float = 4.0
     """How long a slow payment takes."""
+    outages: int = 4
+    """How often a refund that fails does so."""
 
     without: str = ""
     """A protection that is switched off, to see what it is for (`flash_sale.without`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import (
@@ -20,15 +21,30 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    inspect,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from distlock.contrib.sqlalchemy import fence_column
 
-from .settings import Settings
-
-__all__ = ("customers", "engine_of", "feed", "now", "orders", "outbox", "position", "product", "reservations", "steps")
+__all__ = (
+    "create",
+    "customers",
+    "engine_of",
+    "feed",
+    "insert_new",
+    "metadata",
+    "now",
+    "orders",
+    "outbox",
+    "position",
+    "product",
+    "reading",
+    "reservations",
+    "steps",
+)
 
 metadata = MetaData()
 
@@ -75,8 +91,8 @@ steps = Table(
     "steps",
     metadata,
     Column("order", ForeignKey("orders.id"), primary_key=True),
-    Column("name", String, primary_key=True),
-    Column("position", Integer, nullable=False),
+    Column("position", Integer, primary_key=True),
+    Column("name", String, nullable=False),
     Column("state", String, nullable=False),  # waiting, running, done, refused, undone
     Column("attempts", Integer, nullable=False),
     Column("due_at", Float, index=True),  # of the one step of an order that is next; else NULL
@@ -133,11 +149,11 @@ def _(element: now, compiler: Any, **options: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
 
 
-def engine_of(settings: Settings) -> Engine:
+def engine_of(url: str) -> Engine:
     """Connections for one process. A transaction on SQLite takes the write lock at its beginning, or waits for it."""
-    if not settings.database.startswith("sqlite"):
-        return create_engine(settings.database, pool_size=8, max_overflow=0)
-    engine = create_engine(settings.database, pool_size=2, max_overflow=0, connect_args={"timeout": 30})
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_size=8, max_overflow=0)
+    engine = create_engine(url, pool_size=2, max_overflow=0, connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, record: object) -> None:
@@ -152,10 +168,25 @@ def engine_of(settings: Settings) -> Engine:
     return engine
 
 
-def create(engine: Engine, settings: Settings) -> None:
-    """The tables, and what is for sale. An old sale is dropped."""
-    metadata.drop_all(engine)
+def reading(engine: Engine) -> AbstractContextManager[Connection]:
+    """A connection that only reads, and so does not wait for those that write."""
+    return engine.connect().execution_options(reads=True)
+
+
+def insert_new(connection: Connection, table: Table, **values: Any) -> bool:
+    """Inserts a row, unless there is one of that key. Whether it was new."""
+    dialect = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
+    return connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
+
+
+def create(engine: Engine, stock: int) -> None:
+    """The tables, in a database that has none of them, and what is for sale."""
+    there = {table.name for table in metadata.sorted_tables} & {*inspect(engine).get_table_names()}
+    if there:
+        raise RuntimeError(
+            f"the database has tables of these names already: {', '.join(sorted(there))}; give a new one"
+        )
     metadata.create_all(engine)
     with engine.begin() as connection:
-        connection.execute(insert(product).values(id=1, stock=settings.stock, available=settings.stock))
+        connection.execute(insert(product).values(id=1, stock=stock, available=stock))
         connection.execute(insert(position).values(id=1, entry="0-0", seen=0, sold=0))
