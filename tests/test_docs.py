@@ -256,6 +256,14 @@ def test_what_differs_between_backends_is_what_they_promise() -> None:
         assert differs["faults that are excepted"][backend] == str(len(promise.excepted) or "none")
 
 
+def test_what_is_to_be_alarmed_on_is_logged() -> None:
+    logged = "".join(path.read_text("utf-8") for path in (ROOT / "distlock").rglob("*.py"))
+    _, *told = rows(WHEN_NOT, "| look at |")
+    texts = [row[0].strip("`") for row in told if re.fullmatch(r"`[^`]+ [^`]+`", row[0])]
+    assert len(texts) == 4
+    assert [text for text in texts if any(part not in logged for part in text.split("…"))] == []
+
+
 def test_costs_that_are_told_elsewhere_were_measured() -> None:
     """Each is what the page with the benchmarks has for that store and that work: median, and ratio to the floor."""
     results = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
