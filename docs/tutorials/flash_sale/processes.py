@@ -102,7 +102,7 @@ def end(processes: Iterable[Process]) -> None:
 def listen(port: int = 0) -> socket.socket:
     """A TCP socket of this machine that is listened on; 0 for any free port. `CannotStart`: it is taken."""
     problem: OSError | None = None
-    for each in [port] if port else random.sample(PORTS, 200):  # noqa: S311
+    for each in [port] if port else random.sample(PORTS, 200):
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Connections inherit it. Those of a listener that was handed down would wait for acknowledgements else.
