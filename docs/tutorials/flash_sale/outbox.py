@@ -53,8 +53,8 @@ def publish(engine: Engine, redis: Redis, lease: Lease) -> None:
     sent = 0
     while True:
         with reading(engine) as connection:
-            waiting = connection.execute(select(outbox).where(outbox.c.published_at.is_(None)).order_by(outbox.c.id))
-            batch = waiting.fetchmany(100)
+            waiting = select(outbox).where(outbox.c.published_at.is_(None)).order_by(outbox.c.id)
+            batch = connection.execute(waiting.limit(100)).all()
         for event in batch:
             lease.ensure_held()
             sent += 1
@@ -87,23 +87,21 @@ def consume(engine: Engine, redis: Redis, lease: Lease) -> None:
         lease.ensure_held()
         answer: Any = redis.xread({STREAM: at}, count=100, block=500)
         for _, entries in answer:
+            at = entries[-1][0]
             with engine.begin() as connection:
+                write(connection, update(position).values(entry=at), lease)  # first: nobody else counts meanwhile
                 for _, event in entries:
                     take(connection, event)
-                at = entries[-1][0]
-                write(connection, update(position).values(entry=at), lease)
 
 
 def take(connection: Connection, event: dict[str, str]) -> None:
     """One event, which may have come before."""
     if int(event["version"]) > VERSION:
         raise UnknownVersion(f"event {event['event']} has version {event['version']}, and {VERSION} is known here")
-    seen = connection.scalars(update(position).values(seen=position.c.seen + 1).returning(position.c.seen)).one()
-    if not is_new(connection, event, seen):
-        return
-    if event["type"] == "completed":
-        sold = json.loads(event["body"])["quantity"]
-        connection.execute(update(position).values(sold=position.c.sold + sold))
+    seen = connection.scalars(select(position.c.seen)).one() + 1
+    if is_new(connection, event, seen):
+        sold = json.loads(event["body"])["quantity"] if event["type"] == "completed" else 0
+        connection.execute(update(position).values(seen=seen, sold=position.c.sold + sold))
 
 
 def is_new(connection: Connection, event: dict[str, str], seen: int) -> bool:
