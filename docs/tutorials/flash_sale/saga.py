@@ -171,7 +171,7 @@ class Saga:
 
     def _try_again(self, step: Row[Any], lease: Lease, error: Exception) -> None:
         doubled = self._settings.backoff * 2 ** min(step.attempts, 30)  # for ever, and floats end at 2**1024
-        pause = min(self._settings.longest, doubled) * random.uniform(0.5, 1)  # noqa: S311
+        pause = min(self._settings.longest, doubled) * random.uniform(0.5, 1)
         log.info("order %s, %s: %s; again in %.1f s", step.order, step.name, error, pause)
         with self._writing(step, lease) as connection:
             self._set(connection, step, due_at=now() + pause, error=str(error))
