@@ -181,7 +181,8 @@ def reading(engine: Engine) -> AbstractContextManager[Connection]:
 def insert_new(connection: Connection, table: Table, **values: Any) -> bool:
     """Inserts a row, unless there is one of that key. Whether it was new."""
     dialect = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
-    return connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
+    inserted = dialect.insert(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(inserted).first() is not None  # an INSERT's rowcount is not known of every driver
 
 
 def create(engine: Engine, stock: int) -> None:
