@@ -29,7 +29,7 @@ __all__ = ("PROTECTIONS", "install")
 def install(settings: Settings) -> None:
     """Switches it off in this process."""
     for name in filter(None, settings.without.split(",")):
-        PROTECTIONS[name](settings)
+        {**PROTECTIONS, "library": library}[name](settings)
 
 
 def conditional_decrement(settings: Settings) -> None:
@@ -172,6 +172,18 @@ def idempotent_consumer(settings: Settings) -> None:
         return is_new(connection, {**event, "event": str(uuid.uuid4())}, seen)
 
     replace(outbox, is_new=counted)
+
+
+def library(settings: Settings) -> None:
+    """The same shop without distlock: no protection at all that takes a lock or a token. To compare the speed."""
+
+    def alone(locks: Any, name: str, ttl: float, work: Any) -> None:
+        work(_NoLease())
+
+    idempotency_key(settings)
+    lock(settings)
+    replace(worker, elected=alone)
+    replace(outbox, write=lambda connection, statement, lease: connection.execute(statement))
 
 
 PROTECTIONS: dict[str, Callable[[Settings], None]] = {
