@@ -1,0 +1,166 @@
+"""The live page of the flash sale, in a real browser before the real shop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+
+from distlock.testing.proxy import FaultProxy
+
+from .browsers import chromium
+from .flash_sale_crowd import Customer, buy
+
+pytestmark = pytest.mark.timeout(300)  # a dozen processes start
+SOON = 8_000
+"""Milliseconds, on a machine that is busy with other tests."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        expect.set_options(timeout=SOON)
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    import os
+    yield os.environ["STANDIN"]
+
+
+@contextmanager
+def opened(browser: Browser, url: str) -> Iterator[Page]:
+    """The page; no error may have come to its console when the block is left."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors: list[str] = []
+
+    def heed(message: ConsoleMessage) -> None:
+        # Of a refused request the browser itself writes a line, whatever the page makes of it.
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            errors.append(message.text)
+
+    page.on("console", heed)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        page.goto(url)
+        expect(page.get_by_test_id("link")).to_have_text("● live")
+        yield page
+    finally:
+        page.close()
+    assert not errors
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with opened(browser, url) as page:
+        yield page
+
+
+def order_of(page: Page, customer: str) -> Locator:
+    """What the page says of the orders of a customer."""
+    return page.get_by_test_id("order").filter(has=page.get_by_text(customer, exact=True))
+
+
+def number(page: Page, test_id: str) -> int:
+    return int(page.get_by_test_id(test_id).inner_text())
+
+
+def cell(row: Locator, name: str) -> Locator:
+    return row.locator(f'[data-name="{name}"]')
+
+
+def test_a_sale_is_shown_as_it_runs(page: Page, url: str) -> None:
+    """What is left, how the orders stand and who holds which lock; what customers are called is text, and no more."""
+    stock, before = number(page, "stock"), number(page, "available")
+    assert before + number(page, "reserved") + number(page, "sold") == stock
+    injection = """<img src=x onerror="document.title='injected'">"""
+    buy(url, *(Customer(f"Slow {n}", "slow") for n in range(4)), Customer(injection), Customer("Declan", "declined"))
+
+    expect(page.get_by_test_id("available")).not_to_have_text(str(before))
+    locks = page.get_by_test_id("lock")
+    for key in ("order:", "publisher"):
+        expect(cell(locks.filter(has_text=key).first, "token")).to_have_text(re.compile(r"^\d{16}$"))
+        expect(cell(locks.filter(has_text=key).first, "expires")).to_have_text(re.compile(r"^\d+\.\d s$"))
+
+    for customer in (injection, "Slow 0", "Slow 1", "Slow 2", "Slow 3"):
+        expect(order_of(page, customer)).to_contain_text("✓ completed")
+    assert page.title() == "Flash sale"
+    expect(page.locator("img")).to_have_count(0)
+
+    declined = order_of(page, "Declan")
+    expect(declined).to_contain_text("↩ compensated")
+    expect(cell(declined, "reserve")).to_have_text("↩ undone")
+    expect(cell(declined, "pay")).to_contain_text("✗ refused")
+    expect(cell(declined, "pay").locator(".chip")).to_have_attribute("title", re.compile("declined"))
+    expect(declined.locator(".errors")).to_contain_text("declined")
+
+    expect(page.get_by_test_id("available")).to_have_text(str(before - 5))
+    expect(page.get_by_test_id("outbox-waiting")).to_have_text("0")
+    expect(page.get_by_test_id("feed-sold")).to_have_text(page.get_by_test_id("sold").inner_text())
+
+
+def test_what_is_sent_again_is_one_order(page: Page) -> None:
+    """By a second click, after a lost reply and after a 503; who wants another order says so."""
+    answers = page.get_by_test_id("answers").locator("li")
+    placed = re.compile(r"Order (\S+) is placed")
+
+    def orders() -> list[str]:
+        return [placed.findall(text)[0] for text in answers.all_inner_texts()]
+
+    page.get_by_label("Your name").fill("Ada")
+    page.get_by_test_id("buy-now").dblclick()
+    expect(answers).to_have_text([placed, placed])
+    expect(answers.filter(has_text="replayed")).to_have_count(1)
+    assert len(set(orders())) == 1
+    expect(order_of(page, "Ada")).to_have_count(1)
+    expect(order_of(page, "Ada")).to_have_class("yours")
+
+    page.get_by_test_id("new-purchase").click()
+    keys: list[str | None] = []
+
+    def lose_the_reply(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key"))
+        if len(keys) > 1:
+            route.continue_()
+        else:
+            route.fetch()
+            route.abort()
+
+    def break_down(route: Route) -> None:
+        keys.append(route.request.headers.get("idempotency-key"))
+        if len(keys) > 3:
+            route.continue_()
+        else:
+            route.fulfill(status=503, headers={"Retry-After": "1"})
+
+    page.route("**/reservations", lose_the_reply)
+    page.route("**/checkout", break_down)
+    page.get_by_test_id("buy-now").click()
+    expect(answers).to_have_text([placed])
+    expect(answers).to_contain_text("after 2 tries")
+    assert len(keys) == 4
+    assert len(set(keys)) == 2
+    assert keys[0] == keys[1]
+    expect(order_of(page, "Ada")).to_have_count(2)
+
+
+def test_it_says_when_it_has_no_news_and_why_the_shop_says_no(browser: Browser, url: str) -> None:
+    with FaultProxy((url.removeprefix("http://").partition(":")[0], int(url.rpartition(":")[2]))) as proxy:
+        through = "http://{}:{}".format(*proxy.address)
+        with opened(browser, through) as page:
+            proxy.pause()
+            expect(page.get_by_test_id("link")).to_have_text("✗ no news")
+            expect(page.get_by_test_id("silence")).to_have_text(re.compile(r"for \d+ s"))
+            proxy.reset_all()
+            proxy.resume()
+            expect(page.get_by_test_id("link")).to_have_text("● live")
+            expect(page.get_by_test_id("silence")).to_be_empty()
+
+            page.get_by_label("Your name").fill("Greta")
+            page.get_by_label("Pieces").fill("99")
+            page.get_by_test_id("buy-now").click()
+            expect(page.get_by_test_id("answers")).to_have_text(re.compile("✗ 409: (limit|sold out)"))
