@@ -1,0 +1,132 @@
+"""What customers ask. Any number of processes; they share the database and Redis, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from fastapi import FastAPI, Header, HTTPException
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, Engine, select
+
+import distlock
+from distlock.contrib.asgi import IdempotencyMiddleware, IdempotencyOptions
+
+from . import stock
+from .live import snapshot
+from .saga import place
+from .settings import Settings
+from .tables import engine_of, orders, reservations
+
+__all__ = ("create_app",)
+
+PAGE = Path(__file__).parent / "page.html"
+
+
+class Wish(BaseModel):
+    """To have so many, for a while."""
+
+    customer: str = Field(min_length=1, max_length=64)
+    quantity: int = Field(ge=1)
+
+
+class Payment(BaseModel):
+    """To buy what was reserved."""
+
+    reservation: str
+    card: str
+    address: str
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """For ``uvicorn --factory``."""
+    settings = settings or Settings.of()
+    engine = engine_of(settings.database)
+    locks = distlock.connect(settings.redis, namespace="flash")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with locks:
+            yield
+        engine.dispose()
+
+    app = FastAPI(title="Flash sale", lifespan=lifespan)
+    protect(app, locks, settings)
+
+    @app.post("/reservations", status_code=201)
+    def reserve(wish: Wish) -> dict[str, object]:
+        try:
+            reservation = stock.reserve(engine, settings, wish.customer, wish.quantity)
+        except stock.SoldOut:
+            raise HTTPException(409, "sold out") from None
+        except stock.LimitReached:
+            raise HTTPException(409, "limit") from None
+        return {"reservation": reservation, "expires_in": settings.reservation}
+
+    @app.post("/checkout", status_code=202)
+    def check_out(payment: Payment, idempotency_key: Annotated[str, Header()]) -> dict[str, str]:
+        order = checkout(engine, payment, settings.price, idempotency_key)
+        if order is None:
+            raise HTTPException(410, "the reservation has expired")
+        return {"order": order}
+
+    @app.get("/health")
+    def health() -> str:
+        return "well"
+
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(PAGE)
+
+    @app.get("/live")
+    def live() -> StreamingResponse:
+        return StreamingResponse(_events(engine, locks, settings), media_type="text/event-stream")
+
+    return app
+
+
+def protect(app: FastAPI, locks: distlock.Manager, settings: Settings) -> None:
+    """Requests with the same ``Idempotency-Key`` are carried out once, and all get that answer."""
+    options = IdempotencyOptions(required=True, wait=10, lease=settings.lease)
+    app.add_middleware(IdempotencyMiddleware, locks=locks, options=options)
+
+
+def checkout(engine: Engine, payment: Payment, price: int, purchase: str) -> str | None:
+    """The order of a reservation, new or, if somebody died before the answer was kept, as it is. None: expired."""
+    with engine.begin() as connection:
+        if not stock.order(connection, payment.reservation):
+            return order_of(connection, payment.reservation)
+        which = select(reservations.c.customer, reservations.c.quantity).where(reservations.c.id == payment.reservation)
+        customer, quantity = connection.execute(which).one()
+        order = {
+            "id": str(uuid.uuid4()),
+            "reservation": payment.reservation,
+            "purchase": purchase,
+            "customer": customer,
+            "quantity": quantity,
+            "cents": quantity * price,
+            "card": payment.card,
+            "address": payment.address,
+        }
+        place(connection, order)
+    return str(order["id"])
+
+
+def order_of(connection: Connection, reservation: str) -> str | None:
+    """What was ordered with it before."""
+    return connection.scalars(select(orders.c.id).where(orders.c.reservation == reservation)).one_or_none()
+
+
+async def _events(engine: Engine, locks: distlock.Manager, settings: Settings) -> AsyncIterator[str]:
+    """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), until the browser goes."""
+    while True:
+        shown = await anyio.to_thread.run_sync(snapshot, engine, locks, settings)
+        yield f"data: {json.dumps(shown)}\n\n"
+        await anyio.sleep(0.5)
