@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
+from flash_sale.settings import Settings
+from flash_sale.system import System
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from distlock.testing.proxy import FaultProxy
 
 from .browsers import chromium
 from .flash_sale_crowd import Customer, buy
+from .servers import require_redis
 
 pytestmark = pytest.mark.timeout(300)  # a dozen processes start
 SOON = 8_000
@@ -27,9 +32,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    import os
-    yield os.environ["STANDIN"]
+def sale(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """The whole shop; no more of each process than the page is to show."""
+    require_redis()
+    folder = str(tmp_path_factory.mktemp("sale"))
+    # A refund fails long enough to be looked at.
+    settings = Settings(database="", redis="", services="", folder=folder, outages=6)
+    with System(settings, shop_workers=2, saga_workers=1, publishers=1) as sale:
+        yield sale
 
 
 @contextmanager
@@ -55,8 +65,8 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with opened(browser, url) as page:
+def page(browser: Browser, sale: System) -> Iterator[Page]:
+    with opened(browser, sale.url) as page:
         yield page
 
 
@@ -73,12 +83,14 @@ def cell(row: Locator, name: str) -> Locator:
     return row.locator(f'[data-name="{name}"]')
 
 
-def test_a_sale_is_shown_as_it_runs(page: Page, url: str) -> None:
+def test_a_sale_is_shown_as_it_runs(page: Page, sale: System) -> None:
     """What is left, how the orders stand and who holds which lock; what customers are called is text, and no more."""
     stock, before = number(page, "stock"), number(page, "available")
     assert before + number(page, "reserved") + number(page, "sold") == stock
     injection = """<img src=x onerror="document.title='injected'">"""
-    buy(url, *(Customer(f"Slow {n}", "slow") for n in range(4)), Customer(injection), Customer("Declan", "declined"))
+    slow = [Customer(f"Slow {n}", "slow") for n in range(4)]
+    lost = [Customer("Declan", "declined"), Customer("Nora", "refund-fails", "nowhere")]
+    buy(sale.url, *slow, *lost, Customer(injection))
 
     expect(page.get_by_test_id("available")).not_to_have_text(str(before))
     locks = page.get_by_test_id("lock")
@@ -86,8 +98,14 @@ def test_a_sale_is_shown_as_it_runs(page: Page, url: str) -> None:
         expect(cell(locks.filter(has_text=key).first, "token")).to_have_text(re.compile(r"^\d{16}$"))
         expect(cell(locks.filter(has_text=key).first, "expires")).to_have_text(re.compile(r"^\d+\.\d s$"))
 
-    for customer in (injection, "Slow 0", "Slow 1", "Slow 2", "Slow 3"):
-        expect(order_of(page, customer)).to_contain_text("✓ completed")
+    stuck = page.get_by_test_id("stuck")
+    expect(stuck).to_contain_text(re.compile(r"undoing pay failed \d times, next try in \d+\.\d s"))
+    expect(stuck).to_be_visible()
+    expect(order_of(page, "Nora")).to_contain_text("↩ compensated")
+    expect(stuck).to_be_hidden()
+
+    for customer in (*slow, Customer(injection)):
+        expect(order_of(page, customer.name)).to_contain_text("✓ completed")
     assert page.title() == "Flash sale"
     expect(page.locator("img")).to_have_count(0)
 
@@ -148,8 +166,10 @@ def test_what_is_sent_again_is_one_order(page: Page) -> None:
     expect(order_of(page, "Ada")).to_have_count(2)
 
 
-def test_it_says_when_it_has_no_news_and_why_the_shop_says_no(browser: Browser, url: str) -> None:
-    with FaultProxy((url.removeprefix("http://").partition(":")[0], int(url.rpartition(":")[2]))) as proxy:
+def test_what_goes_wrong_is_said(browser: Browser, sale: System) -> None:
+    """No news, no store of the locks, and a no to who would buy."""
+    shop = urlsplit(sale.url)
+    with FaultProxy((str(shop.hostname), int(shop.port or 0))) as proxy:
         through = "http://{}:{}".format(*proxy.address)
         with opened(browser, through) as page:
             proxy.pause()
@@ -159,6 +179,12 @@ def test_it_says_when_it_has_no_news_and_why_the_shop_says_no(browser: Browser, 
             proxy.resume()
             expect(page.get_by_test_id("link")).to_have_text("● live")
             expect(page.get_by_test_id("silence")).to_be_empty()
+
+            (redis,) = sale.pids("redis")
+            sale.kill(redis, signal.SIGSTOP)
+            expect(page.get_by_test_id("trouble")).to_be_visible()
+            sale.kill(redis, signal.SIGCONT)
+            expect(page.get_by_test_id("trouble")).to_be_hidden()
 
             page.get_by_label("Your name").fill("Greta")
             page.get_by_label("Pieces").fill("99")
