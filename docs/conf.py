@@ -16,7 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # Only names of our own have a page here to lead to; the rest is shown as code.
-nitpick_ignore_regex = [("py:.*", r"(?!distlock\.).*"), ("py:.*", r"distlock\.\w+(\.\w+)*\.[FL]")]
+nitpick_ignore_regex = [("py:.*", r"(?!distlock\.).*"), ("py:.*", r"distlock\.\w+(\.\w+)*\.[FLS]")]
 suppress_warnings = ["myst.strikethrough"]
 
 # Docstrings are plain prose: `a name` is whatever of that name there is, else just code.

@@ -20,6 +20,7 @@ HEAVY = (
     "pytest",
     "redis",
     "rich",
+    "sqlalchemy",
     "trio",
     "typer",
 )

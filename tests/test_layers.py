@@ -69,7 +69,7 @@ LAYERS = {
     ),
     "cli": layer(f"{RECIPES} _open _manager bench testing", "typer rich anyio"),
     "__main__": layer("cli"),
-    "contrib": layer("idempotency", "anyio apscheduler celery"),
+    "contrib": layer("idempotency", "anyio apscheduler celery sqlalchemy"),
     "idempotency": layer(f"{FOUNDATION} _once _default"),
     "testing": layer(
         f"{RECIPES} _open _who _manager _default idempotency {ANY_BACKEND}", "anyio pytest trio hypothesis redis rich"

@@ -27,6 +27,8 @@ STREAM = "flash:events"
 VERSION = 1
 """Of the body's schema. A consumer knows older ones too, and stops at a newer one."""
 TOLD = ("event", "key", "number", "version", "type", "body")
+BATCH = 10
+"""How many are noted as sent at a time, and so may be sent again."""
 PAUSE = 0.1
 """Seconds between two looks at an outbox that was empty."""
 
@@ -54,7 +56,7 @@ def publish(engine: Engine, redis: Redis, lease: Lease) -> None:
     while True:
         with reading(engine) as connection:
             waiting = connection.execute(select(outbox).where(outbox.c.published_at.is_(None)).order_by(outbox.c.id))
-            batch = waiting.fetchmany(100)
+            batch = waiting.fetchmany(BATCH)
         for event in batch:
             lease.ensure_held()
             sent += 1

@@ -1,0 +1,142 @@
+"""What happens at the worst moment, once each: a process dies, or is stopped for longer than its lease.
+
+They are done to the program from outside (`flash_sale.trial`); the program knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from distlock import Lease
+
+from . import outbox, shop
+from .clients import Services
+from .saga import Saga
+
+__all__ = ("FAULTS", "happened", "install", "replace")
+
+
+def happened(folder: str, fault: str) -> int | None:
+    """The process that it has happened to; None: not yet."""
+    path = Path(folder, f"{fault}.fault")
+    return int(path.read_text() or 0) if path.exists() else None
+
+
+def install(folder: str, faults: str) -> None:
+    """Lies in wait for them in this process."""
+    for fault in filter(None, faults.split(",")):
+        FAULTS[fault](_First(folder, fault))
+
+
+class _First:
+    """Whether nobody was here before, in any process."""
+
+    def __init__(self, folder: str, fault: str) -> None:
+        self._path = Path(folder, f"{fault}.fault")
+
+    def __call__(self) -> bool:
+        try:
+            with self._path.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            return False
+        return True
+
+    def dies(self, here: bool = True) -> None:
+        """Kills this process, if nobody else has died of it."""
+        if here and self():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace(owner: Any, **functions: Callable[..., Any]) -> None:
+    """Puts other functions into a module or a class."""
+    for name, function in functions.items():
+        setattr(owner, name, function)
+
+
+def after(owner: Any, name: str, happens: Callable[..., None]) -> None:
+    """``happens``, with the same arguments, when the function has returned."""
+    original = getattr(owner, name)
+
+    @wraps(original)
+    def function(*args: Any, **options: Any) -> Any:
+        result = original(*args, **options)
+        happens(*args, **options)
+        return result
+
+    replace(owner, **{name: function})
+
+
+def shop_dies(first: _First) -> None:
+    """The order is placed, and the customer gets no answer."""
+    after(shop, "checkout", lambda *args: first.dies())
+
+
+def saga_dies(first: _First) -> None:
+    """The money is taken, and nobody here knows."""
+    after(Services, "do", lambda services, step: first.dies(step.name == "pay"))
+
+
+def write_dies(first: _First) -> None:
+    """In the middle of a transaction, behind the event that is a part of it."""
+    after(outbox, "add", lambda connection, order, kind, token: first.dies(kind == "shipped"))
+
+
+def publisher_dies(first: _First) -> None:
+    """Events are sent, and nobody here knows."""
+    after(outbox, "send", lambda *args: first.dies())
+
+
+def consumer_dies(first: _First) -> None:
+    """Half of the events are counted."""
+    after(outbox, "take", lambda *args: first.dies())
+
+
+def saga_pauses(first: _First) -> None:
+    """Stopped between the last look at the lease and the write: no look can be late enough."""
+    recording = threading.local()
+    between_transactions = threading.Lock()  # else the whole shop would wait for what the stopped process has locked
+    record, ensure_held, begin = Saga.record, Lease.ensure_held, Engine.begin
+
+    def noted(saga: Saga, step: Any, lease: Lease) -> None:
+        recording.payment = step.name == "pay"
+        try:
+            record(saga, step, lease)
+        finally:
+            recording.payment = False
+
+    def paused(lease: Lease, at_least: float = 0.0) -> int:
+        token = ensure_held(lease, at_least)
+        if getattr(recording, "payment", False):
+            with between_transactions:
+                if first():
+                    os.kill(os.getpid(), signal.SIGSTOP)
+        return token
+
+    @contextmanager
+    def alone(engine: Engine) -> Iterator[Connection]:
+        with between_transactions, begin(engine) as connection:
+            yield connection
+
+    replace(Saga, record=noted)
+    replace(Lease, ensure_held=paused)
+    replace(Engine, begin=alone)
+
+
+FAULTS: dict[str, Callable[[_First], None]] = {
+    "shop-dies": shop_dies,
+    "saga-dies": saga_dies,
+    "saga-pauses": saga_pauses,
+    "write-dies": write_dies,
+    "publisher-dies": publisher_dies,
+    "consumer-dies": consumer_dies,
+}
