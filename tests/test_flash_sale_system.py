@@ -29,7 +29,7 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 AS_A_FOLDER = [str(TUTORIALS / "flash_sale")]
 AS_A_MODULE = ["-m", "flash_sale"]
 TIMEOUT = 60.0
-ROLES = {"redis": 1, "services": 1, "shop": 2, "saga": 2, "publisher": 2, "consumer": 1, "sweeper": 1}
+ROLES = {"redis": 1, "services": 1, "shop": 2, "saga": 2, "publisher": 2, "consumer": 1}
 
 
 @pytest.fixture
@@ -87,6 +87,7 @@ def test_one_command_runs_the_shop_until_ctrl_c(start: Callable[..., subprocess.
     assert len(family) == sum(ROLES.values())
 
     process.send_signal(signal.SIGINT)
+    wait_until(lambda: not all(lives(each) for each in family), "the first of them to end")
     process.send_signal(signal.SIGINT)  # of somebody who is impatient
     assert process.wait(TIMEOUT) == 0, (tmp_path / "stderr").read_text()
     assert psutil.wait_procs(family, 0)[1] == []
@@ -112,7 +113,7 @@ def test_kill_9_leaves_nobody(start: Callable[..., subprocess.Popen[str]], tmp_p
     process = start(*AS_A_MODULE, "--workers", "2")
     url_of(process, tmp_path)
     family = family_of(process)
-    (stopped,) = family_of(process, ["flash_sale.worker", "sweeper"])
+    (stopped,) = family_of(process, ["flash_sale.worker", "consumer"])
     stopped.suspend()
 
     process.kill()

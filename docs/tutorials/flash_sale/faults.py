@@ -25,10 +25,11 @@ from .saga import Saga
 __all__ = ("FAULTS", "happened", "install", "replace")
 
 
-def happened(folder: str, fault: str) -> int | None:
-    """The process that it has happened to; None: not yet."""
+def happened(folder: str, fault: str) -> tuple[int, str] | None:
+    """The process that it has happened to, and which order it was at if that matters; None: not yet."""
     path = Path(folder, f"{fault}.fault")
-    return int(path.read_text() or 0) if path.exists() else None
+    pid, _, order = path.read_text().partition(" ") if path.exists() else ("", "", "")
+    return (int(pid), order) if pid else None
 
 
 def install(folder: str, faults: str) -> None:
@@ -43,10 +44,10 @@ class _First:
     def __init__(self, folder: str, fault: str) -> None:
         self._path = Path(folder, f"{fault}.fault")
 
-    def __call__(self) -> bool:
+    def __call__(self, order: str = "") -> bool:
         try:
             with self._path.open("x") as file:
-                file.write(str(os.getpid()))
+                file.write(f"{os.getpid()} {order}")
         except FileExistsError:
             return False
         return True
@@ -108,17 +109,18 @@ def saga_pauses(first: _First) -> None:
     record, ensure_held, begin = Saga.record, Lease.ensure_held, Engine.begin
 
     def noted(saga: Saga, step: Any, lease: Lease) -> None:
-        recording.payment = step.name == "pay"
+        recording.payment = step.order if step.name == "pay" else None
         try:
             record(saga, step, lease)
         finally:
-            recording.payment = False
+            recording.payment = None
 
     def paused(lease: Lease, at_least: float = 0.0) -> int:
         token = ensure_held(lease, at_least)
-        if getattr(recording, "payment", False):
+        order = getattr(recording, "payment", None)
+        if order:
             with between_transactions:
-                if first():
+                if first(order):
                     os.kill(os.getpid(), signal.SIGSTOP)
         return token
 

@@ -163,7 +163,7 @@ class Saga:
     # Writing
 
     def _try_again(self, step: Row[Any], lease: Lease, error: Exception) -> None:
-        pause = min(self._settings.longest, self._settings.backoff * 2**step.attempts) * random.uniform(0.5, 1)  # noqa: S311
+        pause = min(self._settings.longest, self._settings.backoff * 2**step.attempts) * random.uniform(0.5, 1)
         log.info("order %s, %s: %s; again in %.1f s", step.order, step.name, error, pause)
         with self._writing(step, lease) as connection:
             self._set(connection, step, due_at=now() + pause, error=str(error))

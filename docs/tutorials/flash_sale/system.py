@@ -29,7 +29,7 @@ SHORTEST_LIFE = 1.0
 """Seconds between two starts of the same process: one that dies at once must not keep the machine busy."""
 GLANCE = 0.1
 """Seconds between two looks at who is alive."""
-END_IN_ORDER = ({"shop"}, {"saga", "publisher", "consumer", "sweeper"}, {"services"}, {"redis"})
+END_IN_ORDER = ({"shop"}, {"saga", "publisher", "consumer"}, {"services"}, {"redis"})
 """So that nobody loses what it works with."""
 
 
@@ -50,7 +50,6 @@ class System:
         saga_workers: int = 2,
         publishers: int = 2,
         consumers: int = 1,
-        sweepers: int = 1,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.settings = settings
@@ -59,7 +58,7 @@ class System:
         """The shop's."""
         self._port = port
         self._shops = shop_workers
-        self._workers = {"saga": saga_workers, "publisher": publishers, "consumer": consumers, "sweeper": sweepers}
+        self._workers = {"saga": saga_workers, "publisher": publishers, "consumer": consumers}
         self._tell = tell
         self._processes: list[Process] = []
         self._listeners: list[socket.socket] = []
@@ -97,8 +96,8 @@ class System:
     # For those who try what it withstands
 
     def pids(self, role: str) -> list[int]:
-        """Of the processes that live now: ``shop``, ``saga``, ``publisher``, ``consumer``, ``sweeper``, ``services``
-        or ``redis``."""
+        """Of the processes that live now: ``shop``, ``saga``, ``publisher``, ``consumer``, ``services`` or
+        ``redis``."""
         return [each.popen.pid for each in self._processes if each.role == role and each.popen and each.alive]
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
@@ -124,10 +123,12 @@ class System:
         redis = self.settings.redis or self._add_redis(folder / "redis")
         database = self.settings.database or f"sqlite:///{folder.resolve()}/shop.db"
         self.settings = replace(self.settings, database=database, redis=redis, services=_address(services))
-        self._add("services", 1, _uvicorn("flash_sale.services:app", services), services)
-        self._add("shop", self._shops, _uvicorn("flash_sale.shop:app", shop), shop)
+        on_trial = self.settings.faults or self.settings.without
+        self._add("services", 1, _uvicorn("flash_sale.services", services), services)
+        self._add("shop", self._shops, _uvicorn("flash_sale.trial" if on_trial else "flash_sale.shop", shop), shop)
         for role, count in self._workers.items():
-            self._add(role, count, [sys.executable, "-m", "flash_sale.worker", role])
+            worker = "flash_sale.trial" if on_trial else "flash_sale.worker"
+            self._add(role, count, [sys.executable, "-m", worker, role])
 
     def _listen(self, port: int = 0) -> socket.socket:
         self._listeners.append(listen(port))
@@ -206,10 +207,11 @@ class System:
                 raise CannotStart("it was told to end")
 
 
-def _uvicorn(app: str, listener: socket.socket) -> list[str]:
+def _uvicorn(module: str, listener: socket.socket) -> list[str]:
+    served = ("--factory", f"{module}:create_app", "--fd", str(listener.fileno()))
     # The loop of asyncio takes the socket as it is. Whoever watches the live page must not keep the shop from ending.
-    how = ("--fd", str(listener.fileno()), "--loop", "asyncio", "--no-access-log", "--timeout-graceful-shutdown", "1")
-    return [sys.executable, "-m", "uvicorn", app, *how]
+    how = ("--loop", "asyncio", "--no-access-log", "--timeout-graceful-shutdown", "1")
+    return [sys.executable, "-m", "uvicorn", *served, *how]
 
 
 def _address(listener: socket.socket) -> str:
@@ -241,9 +243,9 @@ def _pings(url: str) -> bool:
 
 def _make_tables(settings: Settings) -> None:
     try:
-        engine = tables.engine_of(settings)
+        engine = tables.engine_of(settings.database)
         try:
-            tables.create(engine, settings)
+            tables.create(engine, settings.stock)
         finally:
             engine.dispose()
     except (SQLAlchemyError, ImportError) as error:  # ImportError: of the driver

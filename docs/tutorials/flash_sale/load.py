@@ -1,0 +1,169 @@
+"""A sale, with a crowd and with everything going wrong at once; then the audit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import func, select
+
+from . import faults
+from .audit import Finding, audit, read
+from .crowd import Crowd, crowd_of
+from .settings import Settings
+from .system import System
+from .tables import engine_of, feed, orders, outbox, reading, reservations
+
+__all__ = ("ALL_FAULTS", "Report", "sale")
+
+ALL_FAULTS = (*faults.FAULTS, "redis-restarts", "kills")
+HASTE = {"reservation": 3.0, "lease": 2.0, "overdue": 1.0, "slow": 2.5, "patience": 8.0, "longest": 1.0, "outages": 3}
+"""Settings by which a sale ends soon."""
+GLANCE = 0.2
+"""Seconds between two looks at what has happened."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a sale."""
+
+    findings: Sequence[Finding]
+    happened: Sequence[str]
+    """The faults."""
+    purchases: int
+    seconds: float
+    """From the first click until nothing changed any more."""
+
+    @property
+    def breaches(self) -> list[Finding]:
+        """What does not hold."""
+        return [finding for finding in self.findings if finding.breaches]
+
+
+def sale(
+    *,
+    clients: int = 500,
+    stock: int = 100,
+    rush: float = 5.0,
+    without: str = "",
+    faults: Sequence[str] = ALL_FAULTS,
+    database: str = "",
+    redis: str = "",
+    tell: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """One sale. ``database`` is a new one; ``redis`` is given, and does not restart then, or is started for the sale."""
+    with tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
+        settings = Settings(database=database, redis=redis, services="", folder=folder, stock=stock, without=without)
+        settings = replace(settings, **HASTE, faults=",".join(each for each in faults if each in FROM_INSIDE))
+        with System(settings, tell=tell) as system:
+            return anyio.run(_Sale(system, clients, rush, set(faults), tell).run)
+
+
+FROM_INSIDE = frozenset(faults.FAULTS)
+
+
+class _Sale:
+    def __init__(
+        self, system: System, clients: int, rush: float, faults: set[str], tell: Callable[[str], None]
+    ) -> None:
+        self._system = system
+        self._settings = system.settings
+        self._faults = faults
+        self._tell = tell
+        self._engine = engine_of(system.settings.database)
+        self._crowd = Crowd(system.url, crowd_of(clients, rush, system.settings.limit))
+        self._done: list[str] = []
+
+    async def run(self) -> Report:
+        begun = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            for fault, happen in (("redis-restarts", self._restart_redis), ("kills", self._kill)):
+                if fault in self._faults:
+                    tasks.start_soon(happen)
+            tasks.start_soon(self._resume)
+            await self._crowd.buy()
+            self._tell(f"the crowd has gone, with {self._crowd.bought} orders")
+            await self._settle()
+            tasks.cancel_scope.cancel()
+        seconds = time.monotonic() - begun
+        died = int(self._has_happened("publisher-dies"))
+        books = read(self._settings, self._crowd.purchases, died)
+        happened = [fault for fault in faults.FAULTS if self._has_happened(fault)]
+        return Report(audit(books), [*happened, *self._done], self._crowd.bought, seconds)
+
+    # Faults from outside
+
+    async def _restart_redis(self) -> None:
+        await self._bought(0.4)
+        self._tell("Redis is killed, and starts again")
+        await anyio.to_thread.run_sync(self._system.restart_redis)
+        self._done.append("redis-restarts")
+
+    async def _kill(self) -> None:
+        """Whatever they are at."""
+        await self._bought(0.2)
+        for role in ("shop", "saga", "consumer"):
+            self._system.kill(self._system.pids(role)[0])
+        self._done.append("kills")
+
+    async def _bought(self, part: float) -> None:
+        """Waits until a part of the stock has orders."""
+        while self._crowd.bought < part * self._settings.stock / self._settings.limit:
+            await anyio.sleep(GLANCE)
+
+    async def _resume(self) -> None:
+        """Whoever was stopped goes on, when somebody else has finished its work."""
+        while not self._has_happened("saga-pauses"):
+            await anyio.sleep(GLANCE)
+        stopped = faults.happened(self._settings.folder, "saga-pauses")
+        assert stopped is not None
+        pid, order = stopped
+        ended = select(orders.c.id).where(orders.c.id == order, orders.c.state.in_(("completed", "compensated")))
+        while not await anyio.to_thread.run_sync(self._ask, ended):
+            await anyio.sleep(GLANCE)
+        self._tell("the saga's worker that was stopped goes on")
+        os.kill(pid, signal.SIGCONT)
+
+    def _has_happened(self, fault: str) -> bool:
+        return faults.happened(self._settings.folder, fault) is not None
+
+    # The end
+
+    async def _settle(self) -> None:
+        """Until all is done; or until nothing has changed for so long that nothing will."""
+        haste = self._settings
+        longest = 3 * max(haste.reservation, haste.lease, haste.overdue + haste.slow, haste.longest)
+        before, since = None, time.monotonic()
+        while time.monotonic() < since + longest:
+            now = await anyio.to_thread.run_sync(self._progress)
+            if now != before:
+                before, since = now, time.monotonic()
+            elif now[1] and time.monotonic() > since + 2 * haste.overdue:
+                return
+            await anyio.sleep(GLANCE)
+
+    def _progress(self) -> tuple[Any, bool]:
+        """What there is so far, and whether all is done."""
+        states = select(orders.c.state, func.count()).group_by(orders.c.state)
+        held = select(func.count()).select_from(reservations).where(reservations.c.state == "held")
+        published = select(func.count(outbox.c.published_at), func.count())
+        with reading(self._engine) as connection:
+            found = [tuple(row) for row in connection.execute(states.order_by(orders.c.state))]
+            waiting = connection.scalars(held).one()
+            sent, written = connection.execute(published).one()
+            heard = connection.scalars(select(func.count()).select_from(feed)).one()
+        open_orders = {state for state, _ in found} & {"placed", "compensating"}
+        paused = faults.happened(self._settings.folder, "saga-pauses")
+        ended = not open_orders and not waiting and sent == written and heard >= written
+        return (found, waiting, sent, written, heard, paused), ended
+
+    def _ask(self, question: Any) -> Any:
+        with reading(self._engine) as connection:
+            return connection.execute(question).first()
