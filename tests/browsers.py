@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import anyio
 from playwright.sync_api import Browser, sync_playwright
 
 from .programs import missing
 
-__all__ = ("chromium",)
+__all__ = ("beside", "chromium")
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """The browser, without a window. Without one the test fails in CI and is skipped elsewhere.
 
-    While it is there, an event loop counts as running in this thread: asyncio cannot be used beside it.
+    While it is there an event loop runs in this thread, so no other can; see `beside`.
     """
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
@@ -29,3 +31,9 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def beside(function: Callable[[], Awaitable[None]]) -> None:
+    """``anyio.run`` in a thread of its own."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(anyio.run, function).result()

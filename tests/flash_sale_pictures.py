@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
+from flash_sale.crowd import Crowd, Customer
 from flash_sale.settings import Settings
 from flash_sale.system import System
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from .browsers import chromium
-from .flash_sale_crowd import Customer, buy
+from .browsers import beside, chromium
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 FIRST = ("Ada", "Ben", "Cleo", "Dev", "Elif", "Finn", "Gia", "Hugo", "Ines", "Jan", "Kaya", "Liam")
@@ -24,6 +24,8 @@ ODD = (
     *[("ok", "nowhere"), ("slow", "home"), ("ok", "home")] * 2,
 )
 """Cards and addresses of those that the picture in the middle is taken of."""
+LONG = 60_000
+"""Milliseconds for all orders to come to their end."""
 
 
 def main() -> None:
@@ -37,23 +39,26 @@ def main() -> None:
 
 def photograph_sale(page: Page, url: str) -> None:
     names = (f"{first} {initial}." for initial, first in product("ABCDEFGHIJKL", FIRST))
-    orders_held = page.get_by_test_id("lock").filter(has_text="order:")
 
-    buy(url, *(Customer(name) for name in islice(names, 9)), *(Customer(name, "slow") for name in islice(names, 3)))
-    buy(url, *(Customer(name, None) for name in islice(names, 4)))
-    expect(orders_held).to_have_count(3)
+    def buy(count: int, card: str = "ok", pays: bool = True) -> None:
+        beside(Crowd(url, [Customer(next(names), 0, card, pays=pays) for _ in range(count)]).buy)
+
+    buy(9)
+    buy(3, "slow")
+    buy(4, pays=False)
+    expect(page.get_by_test_id("lock").filter(has_text="order:")).to_have_count(3)
     expect(page.get_by_test_id("completed")).to_have_text("9")
     expect(page.get_by_test_id("reserved")).to_have_text("4")
     photograph(page, "early")
 
-    buy(url, *(Customer(name) for name in islice(names, 36)))
-    expect(page.get_by_test_id("completed")).to_have_text("48", timeout=60_000)
-    buy(url, *(Customer(name, *how) for name, how in zip(islice(names, len(ODD)), ODD, strict=True)))
-    expect(page.get_by_test_id("stuck")).to_contain_text("failed 4 times", timeout=60_000)
+    buy(36)
+    expect(page.get_by_test_id("completed")).to_have_text("48", timeout=LONG)
+    beside(Crowd(url, [Customer(next(names), 0, *how) for how in ODD]).buy)
+    expect(page.get_by_test_id("stuck")).to_contain_text("failed 4 times", timeout=LONG)
     photograph(page, "middle")
 
     for left in what_is_left(page):
-        buy(url, *(Customer(name) for name in islice(names, left)))
+        buy(left)
     page.get_by_label("Your name").fill("Zoe")
     page.get_by_test_id("buy-now").click()
     expect(page.get_by_test_id("answers")).to_contain_text("sold out")
@@ -65,7 +70,7 @@ def what_is_left(page: Page) -> Iterator[int]:
     """How many pieces nobody has, each time that all orders have come to their end, until there are none."""
     while True:
         for state in ("placed", "compensating", "outbox-waiting", "reserved"):
-            expect(page.get_by_test_id(state)).to_have_text("0", timeout=60_000)
+            expect(page.get_by_test_id(state)).to_have_text("0", timeout=LONG)
         left = page.get_by_test_id("available").inner_text()
         if left == "0":
             return

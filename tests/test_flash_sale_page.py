@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from flash_sale.crowd import Crowd, Customer
 from flash_sale.settings import Settings
 from flash_sale.system import System
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from distlock.testing.proxy import FaultProxy
 
-from .browsers import chromium
-from .flash_sale_crowd import Customer, buy
+from .browsers import beside, chromium
 from .servers import require_redis
 
 pytestmark = pytest.mark.timeout(300)  # a dozen processes start
@@ -88,9 +88,10 @@ def test_a_sale_is_shown_as_it_runs(page: Page, sale: System) -> None:
     stock, before = number(page, "stock"), number(page, "available")
     assert before + number(page, "reserved") + number(page, "sold") == stock
     injection = """<img src=x onerror="document.title='injected'">"""
-    slow = [Customer(f"Slow {n}", "slow") for n in range(4)]
-    lost = [Customer("Declan", "declined"), Customer("Nora", "refund-fails", "nowhere")]
-    buy(sale.url, *slow, *lost, Customer(injection))
+    slow = [Customer(f"Slow {n}", 0, "slow") for n in range(4)]
+    plain = Customer(injection, 0)
+    lost = [Customer("Declan", 0, "declined"), Customer("Nora", 0, "refund-fails", "nowhere")]
+    beside(Crowd(sale.url, [*slow, plain, *lost]).buy)
 
     expect(page.get_by_test_id("available")).not_to_have_text(str(before))
     locks = page.get_by_test_id("lock")
@@ -104,7 +105,7 @@ def test_a_sale_is_shown_as_it_runs(page: Page, sale: System) -> None:
     expect(order_of(page, "Nora")).to_contain_text("↩ compensated")
     expect(stuck).to_be_hidden()
 
-    for customer in (*slow, Customer(injection)):
+    for customer in (*slow, plain):
         expect(order_of(page, customer.name)).to_contain_text("✓ completed")
     assert page.title() == "Flash sale"
     expect(page.locator("img")).to_have_count(0)
