@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,6 @@ import distlock
 import distlock.backends.base
 import distlock.testing
 from distlock import DistLockError, Fault, LeaseState
-from distlock.backends.file import FileBackend
-from distlock.backends.memory import MemoryBackend
-from distlock.backends.redis import RedisBackend
 from distlock.testing.torture._verdict import Kind
 
 from .pages import blocks_of, fences_of
@@ -29,6 +27,8 @@ ROOT = Path(distlock.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+WHEN_NOT = (ROOT / "docs" / "when-not-to-lock.md").read_text(encoding="utf-8")
+COMPARED = ["memory", "file", "Redis", "Sentinel", "Cluster", "Redlock", "etcd", "ZooKeeper"]
 
 # Two blocks of the README cannot run among the tests, and have one of their own below.
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q '.[cli]' && .venv/bin/distlock demo\n"
@@ -189,10 +189,90 @@ def test_the_reference_has_all_that_is_public() -> None:
     assert public - described == set()
 
 
-def test_excepted_faults_are_those_that_the_backends_name():
-    table = GUARANTEES[GUARANTEES.index("| fault (") :].partition("\n\n")[0]
-    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()[2:]]
-    told = {Fault[row[1].split("`")[1]]: (row[2] == "×", row[3] == "×") for row in rows}
-    excepted = FileBackend.guarantees.excepted, RedisBackend.guarantees.excepted
-    assert told == {fault: (fault in excepted[0], fault in excepted[1]) for fault in Fault}
-    assert MemoryBackend.guarantees.excepted == frozenset()
+URLS = {
+    "memory": ("memory://",),
+    "file": ("file:///tmp/shop-locks",),
+    "Redis": ("redis://h",),
+    "Redis, one server": ("redis://h",),
+    "Sentinel": ("redis+sentinel://h/group",),
+    "Cluster": ("redis+cluster://h",),
+    "Sentinel, Cluster": ("redis+sentinel://h/group", "redis+cluster://h"),
+    "Redlock": ("redlock://h1,h2,h3",),
+    "Redlock³": ("redlock://h1,h2,h3",),
+    "etcd": ("etcd://h",),
+    "ZooKeeper": ("zookeeper://h",),
+}
+"""Backends as the tables call them."""
+
+
+def promised(backend: str) -> distlock.Guarantees:
+    """Asks no server: a manager connects when the first lock is asked for."""
+    found = []
+    for url in URLS[backend]:
+        with distlock.connect(url) as locks:
+            found.append(replace(locks.guarantees, backend=""))
+    assert found[1:] == found[:-1], f"{backend} stand in one column"
+    return found[0]
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The cells of the table whose head begins with ``title``, head first; links are their texts."""
+    table = text[text.index(title) :].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return [[re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", cell) for cell in row] for row in (cells[0], *cells[2:])]
+
+
+def test_excepted_faults_are_those_that_the_backends_name() -> None:
+    head, *told = rows(GUARANTEES, "| fault (")
+    assert {Fault[row[0].split("`")[1]] for row in told} == set(Fault)
+    for number, backend in [*enumerate(head)][1:-1]:
+        excepted = {Fault[row[0].split("`")[1]] for row in told if row[number] == "×"}
+        assert excepted == promised(backend).excepted, backend
+    assert promised("memory").excepted == frozenset()
+
+
+def test_backends_are_compared_by_what_they_promise() -> None:
+    """With which faults and how a dead holder is noticed, on the page that helps to decide."""
+    head, *told = rows(WHEN_NOT, "| | two may overlap")
+    assert head[2] == "a dead holder frees it"
+    assert [row[0] for row in told] == [*COMPARED, "row lock, no part of distlock"]
+    redis = {fault.name for fault in promised("Redis").excepted}
+    for backend, faults, dead, *_ in told[:-1]:
+        excepted = redis if faults.startswith("as Redis") else {*re.findall(r"`([A-Z_]+)`", faults)}
+        assert excepted == {fault.name for fault in promised(backend).excepted}, backend
+        noticed = {"after its ttl": "ttl", "at once": "at once", "with its session": "session"}
+        assert noticed[dead.partition(":")[0]] == promised(backend).dead_holder, backend
+
+
+def test_what_differs_between_backends_is_what_they_promise() -> None:
+    (_, *backends), *told = rows((ROOT / "docs" / "howto" / "backend.md").read_text("utf-8"), "| | memory |")
+    differs = {what: dict(zip(backends, cells, strict=True)) for what, *cells in told}
+    for backend in backends:
+        promise = promised(backend)
+        assert differs["who is kept out"][backend].split()[-1] == promise.scope
+        assert differs["order of arrival"][backend].startswith("yes") == promise.fair
+        assert differs["`extend(ttl)`"][backend].startswith("yes") == promise.extend
+        assert differs["re-entry by `owner`"][backend].startswith("yes") == promise.owner_reentrant
+        assert differs["faults that are excepted"][backend] == str(len(promise.excepted) or "none")
+
+
+def test_what_is_to_be_alarmed_on_is_logged() -> None:
+    logged = "".join(path.read_text("utf-8") for path in (ROOT / "distlock").rglob("*.py"))
+    _, *told = rows(WHEN_NOT, "| look at |")
+    texts = [row[0].strip("`") for row in told if re.fullmatch(r"`[^`]+ [^`]+`", row[0])]
+    assert len(texts) == 4
+    assert [text for text in texts if any(part not in logged for part in text.split("…"))] == []
+
+
+def test_costs_that_are_told_elsewhere_were_measured() -> None:
+    """They are the medians, and the ratios to the floor, of the page with the benchmarks."""
+    results = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    _, *measured = rows(results, "| store | take and give back |")
+    _, *told = rows(WHEN_NOT, "| | take and give back | hand over")
+    assert told == [[re.sub(r" \(.*?\)", "", cell) for cell in row[:-1]] for row in measured]
+    assert {row[0].partition(" of ")[0] for row in told} >= {*COMPARED}
+    redis = results[results.index("**redis uncontended**") :]
+    for way, what in (("distlock with", "takes"), ("distlock", "hand-over")):
+        of_it = redis if what == "takes" else redis[redis.index("**redis hand-off, 2 processes**") :]
+        median, ratio = next(re.finditer(rf"\| {way} \| ([\d.]+) \(.*? µs \| ([\d.]+) \(", of_it)).groups()
+        assert re.search(rf"{what}\s+{median} µs, × {ratio}\b", WHEN_NOT), what

@@ -121,7 +121,8 @@ def saga_pauses(first: _First) -> None:
         if order:
             with between_transactions:
                 if first(order):
-                    os.kill(os.getpid(), signal.SIGSTOP)
+                    # This thread first: it must not come back and open the gate before the others stand still.
+                    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return token
 
     @contextmanager

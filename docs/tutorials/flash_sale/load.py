@@ -24,7 +24,15 @@ from .tables import engine_of, feed, orders, outbox, reading, reservations
 __all__ = ("ALL_FAULTS", "Report", "sale")
 
 ALL_FAULTS = (*faults.FAULTS, "redis-restarts", "kills")
-HASTE = {"reservation": 3.0, "lease": 2.0, "overdue": 1.0, "slow": 2.5, "patience": 8.0, "longest": 1.0, "outages": 3}
+HASTE: dict[str, Any] = {
+    "reservation": 3.0,
+    "lease": 2.0,
+    "overdue": 1.0,
+    "slow": 2.5,
+    "patience": 8.0,
+    "longest": 1.0,
+    "outages": 3,
+}
 """Settings by which a sale ends soon."""
 GLANCE = 0.2
 """Seconds between two looks at what has happened."""
@@ -58,7 +66,7 @@ def sale(
     redis: str = "",
     tell: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """One sale. ``database`` is a new one; ``redis`` is given, and does not restart then, or is started for the sale."""
+    """One sale. ``database``: a new one, or SQLite. ``redis``: a server, which does not restart, or one of its own."""
     with tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
         settings = Settings(database=database, redis=redis, services="", folder=folder, stock=stock, without=without)
         settings = replace(settings, **HASTE, faults=",".join(each for each in faults if each in FROM_INSIDE))
@@ -115,19 +123,15 @@ class _Sale:
 
     async def _bought(self, part: float) -> None:
         """Waits until a part of the stock has orders."""
-        while self._crowd.bought < part * self._settings.stock / self._settings.limit:
-            await anyio.sleep(GLANCE)
+        enough = part * self._settings.stock / self._settings.limit
+        await _until(lambda: self._crowd.bought >= enough)
 
     async def _resume(self) -> None:
         """Whoever was stopped goes on, when somebody else has finished its work."""
-        while not self._has_happened("saga-pauses"):
-            await anyio.sleep(GLANCE)
-        stopped = faults.happened(self._settings.folder, "saga-pauses")
-        assert stopped is not None
-        pid, order = stopped
+        await _until(lambda: self._has_happened("saga-pauses"))
+        pid, order = faults.happened(self._settings.folder, "saga-pauses") or (0, "")
         ended = select(orders.c.id).where(orders.c.id == order, orders.c.state.in_(("completed", "compensated")))
-        while not await anyio.to_thread.run_sync(self._ask, ended):
-            await anyio.sleep(GLANCE)
+        await _until(lambda: self._ask(ended))
         self._tell("the saga's worker that was stopped goes on")
         os.kill(pid, signal.SIGCONT)
 
@@ -167,3 +171,9 @@ class _Sale:
     def _ask(self, question: Any) -> Any:
         with reading(self._engine) as connection:
             return connection.execute(question).first()
+
+
+async def _until(happened: Callable[[], object]) -> None:
+    """The databases cannot call us."""
+    while not await anyio.to_thread.run_sync(happened):
+        await anyio.sleep(GLANCE)

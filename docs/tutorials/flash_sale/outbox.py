@@ -52,11 +52,11 @@ def add(connection: Connection, order: str, kind: str, token: int) -> None:
 
 def publish(engine: Engine, redis: Redis, lease: Lease) -> None:
     """Sends events as long as the lease is held, and raises `LockLost` then."""
+    waiting = select(outbox).where(outbox.c.published_at.is_(None)).order_by(outbox.c.id).limit(BATCH)
     sent = 0
     while True:
         with reading(engine) as connection:
-            waiting = connection.execute(select(outbox).where(outbox.c.published_at.is_(None)).order_by(outbox.c.id))
-            batch = waiting.fetchmany(BATCH)
+            batch = connection.execute(waiting).all()
         for event in batch:
             lease.ensure_held()
             sent += 1
