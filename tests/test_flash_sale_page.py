@@ -176,6 +176,8 @@ def test_what_goes_wrong_is_said(browser: Browser, sale: System) -> None:
             proxy.pause()
             expect(page.get_by_test_id("link")).to_have_text("✗ no news")
             expect(page.get_by_test_id("silence")).to_have_text(re.compile(r"for \d+ s"))
+            # An answer that is an error, too, after which browsers do not connect again by themselves.
+            page.route("**/live", lambda route: route.fulfill(status=503), times=1)
             proxy.reset_all()
             proxy.resume()
             expect(page.get_by_test_id("link")).to_have_text("● live")
