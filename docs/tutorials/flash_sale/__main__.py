@@ -12,11 +12,14 @@ import typer
 if not __package__:  # started as a folder, whose parent has the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from flash_sale.commands import load, throughput
 from flash_sale.console import ending_in_order, say
 from flash_sale.settings import Settings
 from flash_sale.system import System
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+app.command()(load)
+app.command()(throughput)
 
 
 @app.callback()
@@ -27,7 +30,7 @@ def _group() -> None:
 @app.command()
 def serve(
     database: Annotated[str, typer.Option(help="A URL for SQLAlchemy. A file of SQLite if not given.")] = "",
-    redis: Annotated[str, typer.Option(help="A URL. A redis-server is started if not given.")] = "",
+    redis: Annotated[str, typer.Option(help="A URL, of one sale at a time. Its own server if not given.")] = "",
     stock: Annotated[int, typer.Option(min=1, help="Pieces there are.")] = 100,
     limit: Annotated[int, typer.Option(min=1, help="Pieces for a customer.")] = 2,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 0,

@@ -19,6 +19,7 @@ from redis import Redis, RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import tables
+from .outbox import STREAM
 from .processes import CODE, CannotStart, Process, end, listen
 from .settings import Settings
 
@@ -175,7 +176,7 @@ class System:
             if each.role == "redis":
                 each.start(self._environment())
                 self._wait_for(each.name, lambda: _pings(self.settings.redis))
-        _check_redis(self.settings.redis)
+        _check_redis(self.settings.redis, make_ready=True)
         _make_tables(self.settings)
         for each in self._processes:
             if each.role != "redis":
@@ -226,10 +227,13 @@ def _is_well(url: str) -> bool:
         return False
 
 
-def _check_redis(url: str) -> None:
+def _check_redis(url: str, make_ready: bool = False) -> None:
+    """Whether it answers; then it may be freed of an old sale's events."""
     try:
         with Redis.from_url(url, socket_connect_timeout=5.0, socket_timeout=5.0) as client:
             client.ping()
+            if make_ready:
+                client.delete(STREAM)
     except (ValueError, OSError, RedisError) as error:  # ValueError: it is no such URL
         raise CannotStart(f"Redis: {error}") from error
 

@@ -25,6 +25,9 @@ from .tables import customers, orders, product, reading, reservations
 
 __all__ = ("PROTECTIONS", "install")
 
+MEANWHILE = 0.02
+"""Seconds in which two of them meet, also on a machine that does one thing at a time."""
+
 
 def install(settings: Settings) -> None:
     """Switches it off in this process."""
@@ -39,6 +42,7 @@ def conditional_decrement(settings: Settings) -> None:
     def reserve_by_reading(engine: Engine, settings: Settings, customer: str, quantity: int) -> str:
         with reading(engine) as connection:
             read.available = connection.scalars(select(product.c.available)).one()
+        time.sleep(MEANWHILE)
         return reserve(engine, settings, customer, quantity)
 
     def take(connection: Connection, quantity: int) -> bool:
@@ -56,6 +60,7 @@ def limit(settings: Settings) -> None:
         with reading(engine) as connection:
             taken = connection.scalars(select(customers.c.taken).where(customers.c.name == customer)).one_or_none()
         read.taken = taken or 0
+        time.sleep(MEANWHILE)
         return reserve(engine, settings, customer, quantity)
 
     def count(connection: Connection, customer: str, quantity: int, limit: int) -> bool:
@@ -157,7 +162,7 @@ def election(settings: Settings) -> None:
         elected(locks, f"{name}-{os.getpid()}", ttl, work)
 
     def send_slowly(redis: Any, event: Any, entry: str) -> None:
-        time.sleep(0.01)  # so that two of them meet
+        time.sleep(MEANWHILE)
         send(redis, event, "*")
 
     replace(worker, elected=alone)
