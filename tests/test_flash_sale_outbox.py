@@ -120,7 +120,7 @@ def test_what_a_dead_publisher_had_sent_is_sent_again_and_heard_once(
     with monkeypatch.context() as patch:
         patch.setattr(events, "note", dead_before)
         with pytest.raises(Killed), lease:
-            events.publish(sale.engine, sale.redis, lease)
+            sale.publish(monkeypatch, lease)
     assert waiting(sale) == 4
     sale.publish(monkeypatch)
     story = [(order, kind) for kind in ("placed", "paid", "shipped", "completed")]
@@ -139,7 +139,7 @@ def test_redis_refuses_a_publisher_who_is_late(sale: Sale, monkeypatch: pytest.M
     tell(sale, order, "paid")
     late.ensure_held()  # so it believes
     with pytest.raises(ResponseError, match="equal or smaller"):
-        events.publish(sale.engine, sale.redis, late)
+        sale.publish(monkeypatch, late)
     assert sent(sale) == [(order, "placed")]
     assert waiting(sale) == 1, "and it has noted nothing"
 
@@ -164,7 +164,7 @@ def test_an_event_that_is_too_new_stops_the_consumer(sale: Sale, monkeypatch: py
     sale.publish(monkeypatch)
     for _ in range(2):
         with pytest.raises(UnknownVersion), sale.elect("consumer") as lease:
-            events.consume(sale.engine, sale.redis, lease)
+            sale.consume(lease)
         assert where(sale) == before
         assert sale.heard() == [(order, "placed")]
     monkeypatch.setattr(events, "VERSION", 2)
@@ -183,7 +183,7 @@ def test_the_position_of_the_consumer_and_what_it_counted_are_one(
     with monkeypatch.context() as patch:
         patch.setattr(events, "take", dying(events.take, after))
         with pytest.raises(Killed), sale.elect("consumer") as lease:
-            events.consume(sale.engine, sale.redis, lease)
+            sale.consume(lease)
     assert where(sale) == ("0-0", 0, 0)
     assert sale.heard() == []
     sale.consume()
@@ -207,7 +207,7 @@ def test_a_consumer_who_is_late_counts_nothing(sale: Sale, monkeypatch: pytest.M
 
     monkeypatch.setattr(Redis, "xread", stopped)
     with pytest.raises(StaleToken):
-        events.consume(sale.engine, sale.redis, late)
+        sale.consume(late)
     assert where(sale)[1:] == (2, 2)
 
 

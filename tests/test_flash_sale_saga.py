@@ -20,7 +20,7 @@ from sqlalchemy import event
 from distlock import Lease
 from distlock.contrib.sqlalchemy import StaleToken
 
-from .flash_sale_tools import DATABASES, LEASE, Databases, Killed, Sale, ServicesServer
+from .flash_sale_tools import DATABASES, LEASE, Databases, Killed, Sale, ServicesServer, at_once
 from .programs import bind_free_port
 
 DONE = {"charges": "done", "parcels": "done", "letters": "done"}
@@ -343,6 +343,14 @@ def test_one_worker_drives_an_order_and_the_other_leaves(sale: Sale) -> None:
         driving.result(60)
     assert asked_by(second) == []
     assert sale.events(order) == COMPLETED
+
+
+def test_many_threads_share_few_connections(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = [sale.order("good", ("home", "nowhere")[number % 2]) for number in range(16)]
+    saga = sale.saga()
+    at_once(16, lambda number: saga.advance(orders[number]))
+    assert sale.live()["orders"] == {"placed": 0, "completed": 8, "compensating": 0, "compensated": 8}
+    assert sale.breaches(monkeypatch) == []
 
 
 @pytest.mark.parametrize("how", ["begin", "record", "turn back", "try again"])
