@@ -70,6 +70,7 @@ class Databases:
         maker = create_engine(self._postgres.url, isolation_level="AUTOCOMMIT")
         with maker.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))
+            connection.execute(text(f"ALTER DATABASE {name} SET lock_timeout = '30s'"))  # for ever, here
         maker.dispose()
         return self._postgres.url.removesuffix("postgres") + name
 

@@ -190,8 +190,7 @@ def test_who_is_stopped_in_a_transaction_does_not_stop_the_sale(
     databases: Databases, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL takes its locks from it. (SQLite has one writer, and nobody who could.)"""
-    waits = "lock_timeout=30s"  # which is for ever, here
-    monkeypatch.setattr(tables, "IDLE", f"idle_in_transaction_session_timeout=50ms -c {waits}")
+    monkeypatch.setattr(tables, "IDLE", "idle_in_transaction_session_timeout=50ms")
     database = databases.new("postgresql", tmp_path)
     with ExitStack() as stack:
         sale = Sale(Settings(database=database, redis=redis_url, services="", folder=str(tmp_path)), stack)
