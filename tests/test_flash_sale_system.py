@@ -17,6 +17,7 @@ import pytest
 from flash_sale.processes import listen
 from flash_sale.settings import Settings
 from flash_sale.system import CannotStart, System
+from flash_sale.tables import create, engine_of
 from redis import Redis
 
 from .children import untraced
@@ -97,6 +98,7 @@ def test_one_command_runs_the_shop_until_ctrl_c(start: Callable[..., subprocess.
 
 def test_it_runs_on_postgres_until_sigterm(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     require_redis()
+    pytest.importorskip("psycopg")  # it is not for every machine
     with PostgresServer() as server:
         process = start(*AS_A_MODULE, "serve", "--workers", "2", "--database", server.url)
         assert is_well(url_of(process, tmp_path))
@@ -182,6 +184,16 @@ def test_what_it_cannot_use_is_told(tmp_path: Path, given: Mapping[str, Any], sa
         pass
     assert "\n" not in str(caught.value)
     assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_database_of_another_sale_is_left_alone(tmp_path: Path) -> None:
+    require_redis()
+    settings = replace(settings_in(tmp_path), database=f"sqlite:///{tmp_path}/old.db")
+    engine = engine_of(settings.database)
+    create(engine, 1)
+    engine.dispose()
+    with pytest.raises(CannotStart, match=r"^the database: .* has tables of these names already"), System(settings):
+        pass
 
 
 def test_without_redis_server_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -14,32 +12,14 @@ import typer
 if not __package__:  # started as a folder, whose parent has the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from flash_sale.commands import load, throughput
+from flash_sale.console import ending_in_order, say
 from flash_sale.settings import Settings
-from flash_sale.system import CannotStart, System
-
-USAGE = 2
+from flash_sale.system import System
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-
-
-def end_by_signal() -> None:
-    """From now on SIGTERM and SIGHUP do what Ctrl-C does, and only the first of them counts: what is being ended in
-    order is not to be interrupted."""
-    told = False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            raise KeyboardInterrupt
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) != signal.SIG_IGN:  # as under nohup
-            signal.signal(each, end)
-
-
-def say(line: str) -> None:
-    print(f"flash_sale: {line}", file=sys.stderr, flush=True)
+app.command()(load)
+app.command()(throughput)
 
 
 @app.callback()
@@ -50,7 +30,7 @@ def _group() -> None:
 @app.command()
 def serve(
     database: Annotated[str, typer.Option(help="A URL for SQLAlchemy. A file of SQLite if not given.")] = "",
-    redis: Annotated[str, typer.Option(help="A URL. A redis-server is started if not given.")] = "",
+    redis: Annotated[str, typer.Option(help="A URL, of one sale at a time. Its own server if not given.")] = "",
     stock: Annotated[int, typer.Option(min=1, help="Pieces there are.")] = 100,
     limit: Annotated[int, typer.Option(min=1, help="Pieces for a customer.")] = 2,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 0,
@@ -58,22 +38,15 @@ def serve(
 ) -> None:
     """Starts the shop, prints its address as the first line, and runs until Ctrl-C or SIGTERM; then the status is 0.
 
-    An old sale in the database is dropped. If the shop cannot start, the status is 2.
+    The database has to be a new one. If the shop cannot start, the status is 2.
     """
-    end_by_signal()
-    try:
-        with tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
-            settings = Settings(database=database, redis=redis, services="", folder=folder, stock=stock, limit=limit)
-            say("the processes are started, which takes some seconds")
-            with System(settings, port=port, shop_workers=workers, tell=say) as system:
-                print(system.url, flush=True)
-                say("it runs until Ctrl-C")
-                system.wait()
-    except CannotStart as error:
-        say(str(error))
-        raise typer.Exit(USAGE) from None
-    except KeyboardInterrupt:
-        say("it has ended")
+    with ending_in_order(interrupted=0), tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
+        settings = Settings(database=database, redis=redis, services="", folder=folder, stock=stock, limit=limit)
+        say("the processes are started, which takes some seconds")
+        with System(settings, port=port, shop_workers=workers, tell=say) as system:
+            print(system.url, flush=True)
+            say("it runs until Ctrl-C")
+            system.wait()
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from .settings import Settings
 
 __all__ = ("Refused", "Services", "Unavailable")
 
+LATER = {408, 425, 429}
+"""They are no refusal: the request took too long, came too early, or was one too many."""
 PATHS = {"pay": "charges", "ship": "parcels", "notify": "letters"}
 
 
@@ -44,9 +46,17 @@ class Services:
     def _ask(self, method: str, step: Row[Any], **request: Any) -> None:
         try:
             answer = self._client.request(method, f"/{PATHS[step.name]}/{self.step_id(step)}", **request)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Unavailable(f"{step.name}: no answer ({type(error).__name__})") from error
-        if answer.is_server_error:
-            raise Unavailable(f"{step.name}: {answer.json()['detail']}")
-        if answer.is_error:
-            raise Refused(f"{step.name}: {answer.json()['detail']}")
+        if answer.is_client_error and answer.status_code not in LATER:
+            raise Refused(f"{step.name}: {_detail(answer)}")
+        if not answer.is_success:
+            raise Unavailable(f"{step.name}: {_detail(answer)}")
+
+
+def _detail(answer: httpx.Response) -> str:
+    """Why, in its own words; a proxy in between, or a service that broke, has none."""
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, TypeError, KeyError):
+        return f"{answer.status_code} {answer.reason_phrase}"

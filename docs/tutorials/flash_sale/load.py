@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 import time
@@ -117,8 +116,10 @@ class _Sale:
     async def _kill(self) -> None:
         """Whatever they are at."""
         await self._bought(0.2)
+        stopped, _ = faults.happened(self._settings.folder, "saga-pauses") or (0, "")
         for role in ("shop", "saga", "consumer"):
-            self._system.kill(self._system.pids(role)[0])
+            victims = [pid for pid in self._system.pids(role) if pid != stopped]  # which is to come back late
+            self._system.kill(victims[0])
         self._done.append("kills")
 
     async def _bought(self, part: float) -> None:
@@ -133,7 +134,7 @@ class _Sale:
         ended = select(orders.c.id).where(orders.c.id == order, orders.c.state.in_(("completed", "compensated")))
         await _until(lambda: self._ask(ended))
         self._tell("the saga's worker that was stopped goes on")
-        os.kill(pid, signal.SIGCONT)
+        self._system.kill(pid, signal.SIGCONT)
 
     def _has_happened(self, fault: str) -> bool:
         return faults.happened(self._settings.folder, fault) is not None

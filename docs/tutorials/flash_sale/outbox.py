@@ -89,23 +89,21 @@ def consume(engine: Engine, redis: Redis, lease: Lease) -> None:
         lease.ensure_held()
         answer: Any = redis.xread({STREAM: at}, count=100, block=500)
         for _, entries in answer:
+            at = entries[-1][0]
             with engine.begin() as connection:
+                write(connection, update(position).values(entry=at), lease)  # first: nobody else counts meanwhile
                 for _, event in entries:
                     take(connection, event)
-                at = entries[-1][0]
-                write(connection, update(position).values(entry=at), lease)
 
 
 def take(connection: Connection, event: dict[str, str]) -> None:
     """One event, which may have come before."""
     if int(event["version"]) > VERSION:
         raise UnknownVersion(f"event {event['event']} has version {event['version']}, and {VERSION} is known here")
-    seen = connection.scalars(update(position).values(seen=position.c.seen + 1).returning(position.c.seen)).one()
-    if not is_new(connection, event, seen):
-        return
-    if event["type"] == "completed":
-        sold = json.loads(event["body"])["quantity"]
-        connection.execute(update(position).values(sold=position.c.sold + sold))
+    seen = connection.scalars(select(position.c.seen)).one() + 1
+    if is_new(connection, event, seen):
+        sold = json.loads(event["body"])["quantity"] if event["type"] == "completed" else 0
+        connection.execute(update(position).values(seen=seen, sold=position.c.sold + sold))
 
 
 def is_new(connection: Connection, event: dict[str, str], seen: int) -> bool:

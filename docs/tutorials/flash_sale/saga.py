@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, insert, select, update
+from sqlalchemy import Column, Connection, Engine, Row, insert, select, update
 
 from distlock import Lease, Manager
 from distlock.contrib.sqlalchemy import write
@@ -84,6 +84,7 @@ class Saga:
         if lease is None:
             return
         with lease:
+            self._claim(order, lease)
             while (step := self._due(order)) is not None:
                 lease.ensure_held()
                 if step.order_state == "placed":
@@ -95,6 +96,11 @@ class Saga:
         """The right to drive an order; None: somebody else has it."""
         recipe = self._locks.lock(f"order:{order}", ttl=self._settings.lease, metadata={"job": "saga"})
         return recipe.try_acquire()
+
+    def _claim(self, order: str, lease: Lease) -> None:
+        """Whoever had the order before writes nothing from here on, so what is read next stays true."""
+        with self._engine.begin() as connection:
+            self.fence(connection, order, lease, orders.c.state)
 
     def _due(self, order: str) -> Row[Any] | None:
         """The step that is next, with what there is to know of its order."""
@@ -109,7 +115,8 @@ class Saga:
         try:
             self._services.do(step)
         except Refused as error:
-            self.turn_back(step, lease, error, undo_from=step.position - 1)
+            untried = step.attempts == 0  # else what nobody heard of may have been done
+            self.turn_back(step, lease, error, undo_from=step.position - 1 if untried else step.position)
         except Unavailable as error:
             if step.attempts + 1 < self._settings.attempts:
                 self._try_again(step, lease, error)
@@ -163,7 +170,8 @@ class Saga:
     # Writing
 
     def _try_again(self, step: Row[Any], lease: Lease, error: Exception) -> None:
-        pause = min(self._settings.longest, self._settings.backoff * 2**step.attempts) * random.uniform(0.5, 1)
+        doubled = self._settings.backoff * 2 ** min(step.attempts, 30)  # for ever, and floats end at 2**1024
+        pause = min(self._settings.longest, doubled) * random.uniform(0.5, 1)
         log.info("order %s, %s: %s; again in %.1f s", step.order, step.name, error, pause)
         with self._writing(step, lease) as connection:
             self._set(connection, step, due_at=now() + pause, error=str(error))
@@ -178,7 +186,7 @@ class Saga:
                 outbox.add(connection, step.order, event, lease.token)
             yield connection
 
-    def fence(self, connection: Connection, order: str, lease: Lease, state: str) -> None:
+    def fence(self, connection: Connection, order: str, lease: Lease, state: str | Column[str]) -> None:
         """The order's own row, which guards all that is written in this transaction."""
         write(connection, update(orders).where(orders.c.id == order).values(state=state), lease)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 __all__ = ("Settings",)
@@ -59,7 +59,7 @@ class Settings:
         for field in fields(cls):
             kind = {"int": int, "float": float}.get(str(field.type), str)
             variable = f"FLASH_{field.name.upper()}"
-            if variable in environment or field.default is field.kw_only:
+            if variable in environment or field.default is MISSING:
                 given[field.name] = kind(environment[variable])
         return cls(**given)
 

@@ -34,7 +34,7 @@ class Wish(BaseModel):
     """To have so many, for a while."""
 
     customer: str = Field(min_length=1, max_length=64)
-    quantity: int = Field(ge=1)
+    quantity: int = Field(ge=1, le=1000)
 
 
 class Payment(BaseModel):

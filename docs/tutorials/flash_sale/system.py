@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from redis import Redis, RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import tables
+from .outbox import STREAM
 from .processes import CODE, CannotStart, Process, end, listen
 from .settings import Settings
 
@@ -36,9 +38,10 @@ END_IN_ORDER = ({"shop"}, {"saga", "publisher", "consumer"}, {"services"}, {"red
 class System:
     """The whole shop, as a context manager: it answers when the block is entered, and is gone when it is left.
 
-    Its settings need neither a database nor a Redis, which are its own then, in the folder; an old sale there is
-    dropped. ``port`` is the shop's, 0 for a free one. ``tell`` is called with a line whenever a process is started
-    again. Entering the block raises `CannotStart`. The methods may be called in any thread.
+    The database has to be a new one. Settings may have "" for it and for Redis: then the system has its own, in the
+    folder. What they say of the services is replaced. ``port`` is the shop's, 0 for a free one. ``tell`` is called with
+    a line whenever a process is started again. Entering the block raises `CannotStart`. The methods may be called in
+    any thread.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class System:
         folder.mkdir(parents=True, exist_ok=True)
         shop, services = self._listen(self._port), self._listen()
         self.url = _address(shop)
-        redis = self.settings.redis or self._add_redis(folder / "redis")
+        redis = self.settings.redis or self._add_redis()
         database = self.settings.database or f"sqlite:///{folder.resolve()}/shop.db"
         self.settings = replace(self.settings, database=database, redis=redis, services=_address(services))
         on_trial = self.settings.faults or self.settings.without
@@ -140,16 +143,15 @@ class System:
             log = Path(self.settings.folder, f"{name}.log")
             self._processes.append(Process(role, name, command, log, listener))
 
-    def _add_redis(self, folder: Path) -> str:
+    def _add_redis(self) -> str:
         """Its URL. What it has acknowledged is on the disk: it may be killed at any time."""
         program = shutil.which("redis-server") or shutil.which("valkey-server")
         if program is None:
             raise CannotStart("there is no redis-server on this machine: install it, or give --redis URL")
-        shutil.rmtree(folder, ignore_errors=True)  # of an old sale
-        folder.mkdir()
+        folder = tempfile.mkdtemp(prefix="redis-", dir=self.settings.folder)  # it must know nothing of an old sale
         with listen() as free:
             port = str(free.getsockname()[1])
-        where = ("--bind", "127.0.0.1", "--port", port, "--dir", str(folder))
+        where = ("--bind", "127.0.0.1", "--port", port, "--dir", folder)
         self._add("redis", 1, [program, *where, "--appendonly", "yes", "--appendfsync", "always", "--save", ""])
         return f"redis://127.0.0.1:{port}/0"
 
@@ -174,7 +176,7 @@ class System:
             if each.role == "redis":
                 each.start(self._environment())
                 self._wait_for(each.name, lambda: _pings(self.settings.redis))
-        _check_redis(self.settings.redis)
+        _check_redis(self.settings.redis, make_ready=True)
         _make_tables(self.settings)
         for each in self._processes:
             if each.role != "redis":
@@ -225,10 +227,13 @@ def _is_well(url: str) -> bool:
         return False
 
 
-def _check_redis(url: str) -> None:
+def _check_redis(url: str, make_ready: bool = False) -> None:
+    """Whether it answers; then it may be freed of an old sale's events."""
     try:
         with Redis.from_url(url, socket_connect_timeout=5.0, socket_timeout=5.0) as client:
             client.ping()
+            if make_ready:
+                client.delete(STREAM)
     except (ValueError, OSError, RedisError) as error:  # ValueError: it is no such URL
         raise CannotStart(f"Redis: {error}") from error
 
@@ -248,6 +253,6 @@ def _make_tables(settings: Settings) -> None:
             tables.create(engine, settings.stock)
         finally:
             engine.dispose()
-    except (SQLAlchemyError, ImportError) as error:  # ImportError: of the driver
+    except (SQLAlchemyError, RuntimeError, ImportError) as error:  # not a new one, or it has no driver
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise CannotStart(f"the database: {' '.join(str(cause).split())}") from error

@@ -46,6 +46,9 @@ __all__ = (
     "steps",
 )
 
+IDLE = "idle_in_transaction_session_timeout=5s"
+"""A process that is stopped in the middle of a transaction: PostgreSQL gives up its row locks after this time."""
+
 metadata = MetaData()
 
 product = Table(
@@ -152,7 +155,7 @@ def _(element: now, compiler: Any, **options: Any) -> str:
 def engine_of(url: str) -> Engine:
     """Connections for one process. A transaction on SQLite takes the write lock at its beginning, or waits for it."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=8, max_overflow=0)
+        return create_engine(url, pool_size=8, max_overflow=0, connect_args={"options": f"-c {IDLE}"})
     engine = create_engine(url, pool_size=2, max_overflow=0, connect_args={"timeout": 30})
 
     @event.listens_for(engine, "connect")
@@ -169,14 +172,17 @@ def engine_of(url: str) -> Engine:
 
 
 def reading(engine: Engine) -> AbstractContextManager[Connection]:
-    """A connection that only reads, and so does not wait for those that write."""
+    """A connection that only reads, one moment of the database, and so does not wait for those that write."""
+    if engine.dialect.name == "postgresql":  # which would show each statement a moment of its own
+        return engine.connect().execution_options(isolation_level="REPEATABLE READ")
     return engine.connect().execution_options(reads=True)
 
 
 def insert_new(connection: Connection, table: Table, **values: Any) -> bool:
     """Inserts a row, unless there is one of that key. Whether it was new."""
     dialect = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
-    return connection.execute(dialect.insert(table).values(values).on_conflict_do_nothing()).rowcount == 1
+    inserted = dialect.insert(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(inserted).first() is not None  # an INSERT's rowcount is not known of every driver
 
 
 def create(engine: Engine, stock: int) -> None:

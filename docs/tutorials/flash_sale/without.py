@@ -25,11 +25,14 @@ from .tables import customers, orders, product, reading, reservations
 
 __all__ = ("PROTECTIONS", "install")
 
+MEANWHILE = 0.02
+"""Seconds in which two of them meet, also on a machine that does one thing at a time."""
+
 
 def install(settings: Settings) -> None:
     """Switches it off in this process."""
     for name in filter(None, settings.without.split(",")):
-        PROTECTIONS[name](settings)
+        {**PROTECTIONS, "library": library}[name](settings)
 
 
 def conditional_decrement(settings: Settings) -> None:
@@ -39,6 +42,7 @@ def conditional_decrement(settings: Settings) -> None:
     def reserve_by_reading(engine: Engine, settings: Settings, customer: str, quantity: int) -> str:
         with reading(engine) as connection:
             read.available = connection.scalars(select(product.c.available)).one()
+        time.sleep(MEANWHILE)
         return reserve(engine, settings, customer, quantity)
 
     def take(connection: Connection, quantity: int) -> bool:
@@ -56,6 +60,7 @@ def limit(settings: Settings) -> None:
         with reading(engine) as connection:
             taken = connection.scalars(select(customers.c.taken).where(customers.c.name == customer)).one_or_none()
         read.taken = taken or 0
+        time.sleep(MEANWHILE)
         return reserve(engine, settings, customer, quantity)
 
     def count(connection: Connection, customer: str, quantity: int, limit: int) -> bool:
@@ -157,7 +162,7 @@ def election(settings: Settings) -> None:
         elected(locks, f"{name}-{os.getpid()}", ttl, work)
 
     def send_slowly(redis: Any, event: Any, entry: str) -> None:
-        time.sleep(0.01)  # so that two of them meet
+        time.sleep(MEANWHILE)
         send(redis, event, "*")
 
     replace(worker, elected=alone)
@@ -172,6 +177,18 @@ def idempotent_consumer(settings: Settings) -> None:
         return is_new(connection, {**event, "event": str(uuid.uuid4())}, seen)
 
     replace(outbox, is_new=counted)
+
+
+def library(settings: Settings) -> None:
+    """The same shop without distlock: no protection at all that takes a lock or a token. To compare the speed."""
+
+    def alone(locks: Any, name: str, ttl: float, work: Any) -> None:
+        work(_NoLease())
+
+    idempotency_key(settings)
+    lock(settings)
+    replace(worker, elected=alone)
+    replace(outbox, write=lambda connection, statement, lease: connection.execute(statement))
 
 
 PROTECTIONS: dict[str, Callable[[Settings], None]] = {

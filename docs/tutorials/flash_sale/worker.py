@@ -98,7 +98,7 @@ def main(role: str) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # blocks are left, locks are given back
     settings = Settings.of()
     engine = engine_of(settings.database)
-    redis = Redis.from_url(settings.redis, decode_responses=True)
+    redis = Redis.from_url(settings.redis, decode_responses=True, socket_timeout=settings.patience)
     with distlock.connect(settings.redis, namespace="flash") as locks:
         if role == "saga":
             drive_orders(engine, locks, settings)

@@ -1,0 +1,98 @@
+"""How fast the shop is, beside the same shop without distlock."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.to_thread
+import httpx
+from sqlalchemy import func, select
+
+from .settings import Settings
+from .system import System
+from .tables import engine_of, orders, reading
+
+__all__ = ("Pace", "measure")
+
+WARM = 2.0
+"""Seconds that do not count."""
+
+
+@dataclass
+class Pace:
+    """A number for each round, per second."""
+
+    checkouts: list[float] = field(default_factory=list)
+    completed: list[float] = field(default_factory=list)
+    """Until the last order is."""
+
+    median = staticmethod(statistics.median)
+
+
+def measure(seconds: float, clients: int, rounds: int, tell: Callable[[str], None]) -> Sequence[Pace]:
+    """Without distlock, and with it."""
+    paces = Pace(), Pace()
+    for turn in range(rounds):
+        for pace, without in zip(paces, ("library", ""), strict=True):
+            tell(f"round {turn + 1} of {rounds}, {'without distlock' if without else 'with it'}")
+            checkouts, completed = _measure(seconds, clients, without)
+            pace.checkouts.append(checkouts)
+            pace.completed.append(completed)
+    return paces
+
+
+def _measure(seconds: float, clients: int, without: str) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
+        settings = Settings(
+            database="", redis="", services="", folder=folder, stock=10**6, limit=10**6, without=without
+        )
+        with System(settings, publishers=1) as system:
+            return anyio.run(_race, system, seconds, clients)
+
+
+async def _race(system: System, seconds: float, clients: int) -> tuple[float, float]:
+    done = 0
+    begun = time.monotonic()
+
+    async def buy(client: httpx.AsyncClient) -> None:
+        nonlocal done
+        while time.monotonic() < begun + WARM + seconds:
+            wish = {"customer": str(uuid.uuid4()), "quantity": 1}
+            reserved = await client.post("/reservations", json=wish, headers=_key())
+            payment = {"reservation": reserved.raise_for_status().json()["reservation"], "card": "ok"}
+            ordered = await client.post("/checkout", json={**payment, "address": "home"}, headers=_key())
+            ordered.raise_for_status()
+            done += begun + WARM < time.monotonic() < begun + WARM + seconds
+
+    limits = httpx.Limits(max_connections=clients)
+    async with (
+        httpx.AsyncClient(base_url=system.url, timeout=60, trust_env=False, limits=limits) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(clients):
+            tasks.start_soon(buy, client)
+    number = await anyio.to_thread.run_sync(_completed, system)
+    return done / seconds, number / (time.monotonic() - begun)
+
+
+def _completed(system: System) -> int:
+    """All orders; returns when each of them is completed."""
+    engine = engine_of(system.settings.database)
+    while True:
+        with reading(engine) as connection:
+            states = select(orders.c.state == "completed", func.count()).group_by(orders.c.state == "completed")
+            counted = {bool(ended): number for ended, number in connection.execute(states)}
+        if not counted.get(False):
+            engine.dispose()
+            return counted.get(True, 0)
+        time.sleep(0.1)
+
+
+def _key() -> dict[str, str]:
+    return {"Idempotency-Key": f'"{uuid.uuid4()}"'}
