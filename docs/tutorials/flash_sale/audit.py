@@ -65,7 +65,6 @@ class Books:
 
 def read(settings: Settings, purchases: Sequence[Purchase], publishers_died: int = 0) -> Books:
     """The books as they are now."""
-<<<<<<< HEAD
     with (
         _engine(settings.database) as shop,
         _engine(database_of(settings)) as services,
@@ -89,30 +88,6 @@ def read(settings: Settings, purchases: Sequence[Purchase], publishers_died: int
             sent=[told[b"event"].decode() for _, told in stream],
             publishers_died=publishers_died,
         )
-=======
-    shop, services = engine_of(settings.database), engine_of(database_of(settings))
-    try:
-        with reading(shop) as ours, reading(services) as theirs, Redis.from_url(settings.redis) as redis:
-            stream: Any = redis.xrange(events.STREAM)
-            return Books(
-                settings=settings,
-                purchases=purchases,
-                available=ours.scalars(select(product.c.available)).one(),
-                counted=ours.scalars(select(position.c.sold)).one(),
-                customers=_all(ours, customers),
-                reservations=_all(ours, reservations),
-                orders=_all(ours, orders),
-                steps=_all(ours, steps),
-                outbox=_all(ours, outbox),
-                feed=_all(ours, feed),
-                deeds=_all(theirs, deeds),
-                sent=[told[b"event"].decode() for _, told in stream],
-                publishers_died=publishers_died,
-            )
-    finally:
-        shop.dispose()
-        services.dispose()
->>>>>>> flashtests
 
 
 @contextmanager
