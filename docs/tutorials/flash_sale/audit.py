@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Engine, Table, select
 
 from . import outbox as events
 from .saga import STEPS
@@ -64,28 +65,39 @@ class Books:
 
 def read(settings: Settings, purchases: Sequence[Purchase], publishers_died: int = 0) -> Books:
     """The books as they are now."""
-    shop, services = engine_of(settings.database), engine_of(database_of(settings))
+    with (
+        _engine(settings.database) as shop,
+        _engine(database_of(settings)) as services,
+        reading(shop) as ours,
+        reading(services) as theirs,
+        Redis.from_url(settings.redis) as redis,
+    ):
+        stream: Any = redis.xrange(events.STREAM)
+        return Books(
+            settings=settings,
+            purchases=purchases,
+            available=ours.scalars(select(product.c.available)).one(),
+            counted=ours.scalars(select(position.c.sold)).one(),
+            customers=_all(ours, customers),
+            reservations=_all(ours, reservations),
+            orders=_all(ours, orders),
+            steps=_all(ours, steps),
+            outbox=_all(ours, outbox),
+            feed=_all(ours, feed),
+            deeds=_all(theirs, deeds),
+            sent=[told[b"event"].decode() for _, told in stream],
+            publishers_died=publishers_died,
+        )
+
+
+@contextmanager
+def _engine(url: str) -> Iterator[Engine]:
+    """Leaves no connection behind."""
+    engine = engine_of(url)
     try:
-        with reading(shop) as ours, reading(services) as theirs, Redis.from_url(settings.redis) as redis:
-            stream: Any = redis.xrange(events.STREAM)
-            return Books(
-                settings=settings,
-                purchases=purchases,
-                available=ours.scalars(select(product.c.available)).one(),
-                counted=ours.scalars(select(position.c.sold)).one(),
-                customers=_all(ours, customers),
-                reservations=_all(ours, reservations),
-                orders=_all(ours, orders),
-                steps=_all(ours, steps),
-                outbox=_all(ours, outbox),
-                feed=_all(ours, feed),
-                deeds=_all(theirs, deeds),
-                sent=[told[b"event"].decode() for _, told in stream],
-                publishers_died=publishers_died,
-            )
+        yield engine
     finally:
-        shop.dispose()
-        services.dispose()
+        engine.dispose()
 
 
 def _all(connection: Connection, table: Table) -> Rows:
