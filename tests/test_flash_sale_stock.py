@@ -190,11 +190,13 @@ def test_who_is_stopped_in_a_transaction_does_not_stop_the_sale(
     databases: Databases, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL takes its locks from it. (SQLite has one writer, and nobody who could.)"""
-    monkeypatch.setattr(tables, "IDLE", "idle_in_transaction_session_timeout=50ms")
-    database = databases.new("postgresql", tmp_path)
+    settings = Settings(database=databases.new("postgresql", tmp_path), redis=redis_url, services="", folder="")
     with ExitStack() as stack:
-        sale = Sale(Settings(database=database, redis=redis_url, services="", folder=str(tmp_path)), stack)
-        with sale.engine.connect() as stopped:
+        sale = Sale(settings, stack)
+        monkeypatch.setattr(tables, "IDLE", "idle_in_transaction_session_timeout=50ms")
+        engine = engine_of(settings.database)
+        stack.callback(engine.dispose)
+        with engine.connect() as stopped:
             stopped.execute(update(product).values(available=0))
             assert sale.reserve()
             stopped.invalidate()
