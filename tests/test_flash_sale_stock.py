@@ -13,9 +13,9 @@ import pytest
 from flash_sale import stock, tables
 from flash_sale.settings import Settings
 from flash_sale.shop import Wish
-from flash_sale.tables import customers, engine_of, orders, product, reading, reservations
+from flash_sale.tables import customers, engine_of, orders, product, reading, reservations, steps
 from pydantic import ValidationError
-from sqlalchemy import event, func, select, update
+from sqlalchemy import Column, event, func, select, text, true, update
 
 from .flash_sale_tools import DATABASES, Databases, Sale, at_once
 
@@ -200,6 +200,21 @@ def test_who_is_stopped_in_a_transaction_does_not_stop_the_sale(
             stopped.execute(update(product).values(available=0))
             assert sale.reserve()
             stopped.invalidate()
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("column", [steps.c.due_at, reservations.c.expires_at], ids=str)
+def test_what_is_late_is_found_by_an_index(sale: Sale, column: Column[float]) -> None:
+    """However many steps and reservations there have been. They are looked for ten times a second."""
+    late = select(column).where(
+        column <= tables.now(), reservations.c.state == "held" if column.table is reservations else true()
+    )
+    with sale.engine.begin() as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = connection.scalars(
+            text(f"EXPLAIN {late.compile(sale.engine, compile_kwargs={'literal_binds': True})}")
+        ).all()
+    assert any("Index Cond" in line and column.name in line for line in plan), plan
 
 
 def test_of_all_that_was_ordered_nothing_is_written_if_one_thing_cannot_be(
