@@ -25,7 +25,7 @@ from flash_sale.settings import Settings
 from flash_sale.shop import Payment, checkout
 from flash_sale.tables import create, engine_of, feed, now, orders, outbox, reading, steps
 from redis import Redis
-from sqlalchemy import create_engine, select, text, update
+from sqlalchemy import create_engine, delete, select, text, update
 
 import distlock
 from distlock import DistLockError, Lease, LockLost, NotHeld
@@ -83,6 +83,13 @@ class ServicesServer(Program):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def clear(self) -> None:
+        """Nobody has asked for anything."""
+        engine = engine_of(f"sqlite:///{self.folder}/services.db")
+        with engine.begin() as connection:
+            connection.execute(delete(deeds))
+        engine.dispose()
+
     def _program(self) -> str:
         return sys.executable
 
@@ -132,7 +139,9 @@ class Sale:
 
     # Workers
 
-    def saga(self, kind: type[Saga] = Saga, services: type[Services] = Services, **settings: Any) -> Saga:
+    def saga(
+        self, kind: type[Saga] = Saga, services: Callable[[Settings], Services] = Services, **settings: Any
+    ) -> Saga:
         """A worker of its own."""
         ours = replace(self.settings, **settings)
         asking = services(ours)

@@ -121,6 +121,9 @@ def test_a_sale_is_shown_as_it_runs(page: Page, sale: System) -> None:
     expect(page.get_by_test_id("outbox-waiting")).to_have_text("0")
     expect(page.get_by_test_id("feed-sold")).to_have_text(page.get_by_test_id("sold").inner_text())
 
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360, "a phone has to scroll sideways"
+
 
 def test_what_is_sent_again_is_one_order(page: Page) -> None:
     """By a second click, after a lost reply and after a 503; who wants another order says so."""

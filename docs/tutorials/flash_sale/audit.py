@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis import Redis
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Engine, Table, select
 
 from . import outbox as events
 from .saga import STEPS
@@ -64,8 +65,13 @@ class Books:
 
 def read(settings: Settings, purchases: Sequence[Purchase], publishers_died: int = 0) -> Books:
     """The books as they are now."""
-    shop, services = engine_of(settings.database), engine_of(database_of(settings))
-    with reading(shop) as ours, reading(services) as theirs, Redis.from_url(settings.redis) as redis:
+    with (
+        _engine(settings.database) as shop,
+        _engine(database_of(settings)) as services,
+        reading(shop) as ours,
+        reading(services) as theirs,
+        Redis.from_url(settings.redis) as redis,
+    ):
         stream: Any = redis.xrange(events.STREAM)
         return Books(
             settings=settings,
@@ -82,6 +88,16 @@ def read(settings: Settings, purchases: Sequence[Purchase], publishers_died: int
             sent=[told[b"event"].decode() for _, told in stream],
             publishers_died=publishers_died,
         )
+
+
+@contextmanager
+def _engine(url: str) -> Iterator[Engine]:
+    """Leaves no connection behind."""
+    engine = engine_of(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _all(connection: Connection, table: Table) -> Rows:

@@ -99,6 +99,7 @@ class _Sale:
             self._tell(f"the crowd has gone, with {self._crowd.bought} orders")
             await self._settle()
             tasks.cancel_scope.cancel()
+        self._engine.dispose()
         seconds = time.monotonic() - begun
         died = int(self._has_happened("publisher-dies"))
         books = read(self._settings, self._crowd.purchases, died)
@@ -175,6 +176,6 @@ class _Sale:
 
 
 async def _until(happened: Callable[[], object]) -> None:
-    """The databases cannot call us."""
-    while not await anyio.to_thread.run_sync(happened):
+    """Who does it is another process, and cannot call us."""
+    while not await anyio.to_thread.run_sync(happened):  # noqa: ASYNC110
         await anyio.sleep(GLANCE)

@@ -1,0 +1,99 @@
+"""The sale with everything going wrong at once, and without each of its protections."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from flash_sale.load import ALL_FAULTS, Report, sale
+from flash_sale.without import PROTECTIONS
+
+from .postgres_servers import PostgresServer
+
+ROOT = Path(__file__).parent.parent
+COMMAND = (sys.executable, str(ROOT / "docs" / "tutorials" / "flash_sale"))
+
+
+class Broken(NamedTuple):
+    """What a protection is for."""
+
+    claim: str
+    """That does not hold without it."""
+    faults: tuple[str, ...] = ()
+    """That it takes."""
+
+
+WITHOUT = {
+    "conditional-decrement": Broken("sold ≤ stock, and the rest is there"),
+    "limit": Broken("no more than 2 for a customer"),
+    "expiry": Broken("no reservation left hanging"),
+    "idempotency-key": Broken("one order for each purchase, however often clicked"),
+    "conditional-order": Broken("one order for each purchase, however often clicked", ("shop-dies",)),
+    "lock": Broken("events of an order: each once, and in order"),
+    "fence": Broken("tokens rise", ("saga-pauses",)),
+    "step-id": Broken("one charge for each completed order, no other", ("saga-dies",)),
+    "overdue": Broken("every order completed or compensated", ("saga-dies",)),
+    "compensation-retry": Broken("one charge for each completed order, no other"),
+    "outbox": Broken("events of an order: each once, and in order", ("write-dies",)),
+    "election": Broken("one publisher: at most 0 events sent again"),
+    "idempotent-consumer": Broken("events of an order: each once, and in order", ("publisher-dies",)),
+}
+
+
+def wrong(report: Report) -> dict[str, tuple[str, ...]]:
+    return {finding.claim: finding.breaches for finding in report.breaches}
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_the_books_are_right_whatever_happens(database: str) -> None:
+    """Processes are killed in the middle, one is stopped for longer than its lease, and Redis restarts."""
+    if database == "sqlite":
+        report = sale(clients=60, stock=40, rush=3)
+    else:
+        with PostgresServer() as server:
+            report = sale(clients=60, stock=40, rush=3, database=server.url)
+    assert wrong(report) == {}
+    assert set(report.happened) == set(ALL_FAULTS)
+    assert report.purchases > 15
+
+
+def test_each_protection_has_its_row() -> None:
+    assert list(WITHOUT) == list(PROTECTIONS)
+
+
+@pytest.mark.timeout(900)
+def test_each_protection_is_needed() -> None:
+    """In one test, so that no two sales share the processors: they are what the others of this run wait for."""
+    unneeded = {}
+    for protection, broken in WITHOUT.items():
+        report = sale(clients=40, stock=30, rush=1, without=protection, faults=broken.faults)
+        if broken.claim not in wrong(report):
+            unneeded[protection] = (wrong(report), report.happened)
+    assert unneeded == {}
+
+
+@pytest.mark.timeout(300)
+def test_a_breach_is_the_status() -> None:
+    few = ("--clients", "10", "--stock", "10", "--rush", "0.5")
+    done = subprocess.run(
+        [*COMMAND, "load", *few, "--without", "idempotency-key"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "2 orders of one purchase" in done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_its_pace_is_measured() -> None:
+    done = subprocess.run(
+        [*COMMAND, "throughput", "--seconds", "1", "--clients", "4", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    table = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
+    assert [row[1].strip(" -") for row in table] == ["shop", "", "without distlock", "with it"]
