@@ -106,14 +106,15 @@ def test_the_reference_has_no_examples() -> None:
 
 
 def test_what_is_included_is_run_too() -> None:
-    """As the conformance suite runs the worked backend."""
+    """As the conformance suite runs the worked backend, and the tests of the flash sale that application."""
     included = {
         fence.language.partition("}")[2].strip()
         for page in PAGES
         for fence in fences_of(page.read_text(encoding="utf-8"))
         if fence.language.startswith("{literalinclude}")
     }
-    assert included == {"../tests/example_backend.py", "../tests/test_conformance.py"}
+    shop = {f"flash_sale/{name}.py" for name in ("stock", "shop", "saga", "outbox", "worker")}
+    assert included == {"../tests/example_backend.py", "../tests/test_conformance.py", *shop}
 
 
 def test_two_commands_set_up_everything() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_the_books_are_right_whatever_happens(database: str) -> None:
 
 def test_each_protection_has_its_row() -> None:
     assert list(WITHOUT) == list(PROTECTIONS)
+
+
+def test_the_tutorial_tells_of_each_fault_and_protection() -> None:
+    told = (ROOT / "docs" / "tutorials" / "flash-sale.md").read_text("utf-8")
+    names = (*ALL_FAULTS, *PROTECTIONS)
+    assert [name for name in names if not re.search(rf"^\| *`?{name}`? *\|", told, re.MULTILINE)] == []
 
 
 @pytest.mark.timeout(900)
