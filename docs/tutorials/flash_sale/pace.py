@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.to_thread
 import httpx
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 
 from .settings import Settings
 from .system import System
@@ -22,6 +22,9 @@ __all__ = ("Pace", "measure")
 
 WARM = 2.0
 """Seconds that do not count."""
+STUCK = 10.0
+"""Seconds without progress, after which what is open stays so."""
+GLANCE = 0.1
 
 
 @dataclass
@@ -77,21 +80,31 @@ async def _race(system: System, seconds: float, clients: int) -> tuple[float, fl
     ):
         for _ in range(clients):
             tasks.start_soon(buy, client)
-    number = await anyio.to_thread.run_sync(_completed, system)
-    return done / seconds, number / (time.monotonic() - begun)
+    completed, ended = await _until_completed(system)
+    return done / seconds, completed / (ended - begun)
 
 
-def _completed(system: System) -> int:
-    """All orders; returns when each of them is completed."""
+async def _until_completed(system: System) -> tuple[int, float]:
+    """How many orders were, and when the last of them was. Without a lock some never are."""
     engine = engine_of(system.settings.database)
-    while True:
-        with reading(engine) as connection:
-            states = select(orders.c.state == "completed", func.count()).group_by(orders.c.state == "completed")
-            counted = {bool(ended): number for ended, number in connection.execute(states)}
-        if not counted.get(False):
-            engine.dispose()
-            return counted.get(True, 0)
-        time.sleep(0.1)
+    before, since = 0, time.monotonic()
+    while time.monotonic() < since + STUCK:
+        completed, waiting = await anyio.to_thread.run_sync(_count, engine)
+        if completed != before:
+            before, since = completed, time.monotonic()
+        if not waiting:
+            break
+        await anyio.sleep(GLANCE)
+    engine.dispose()
+    return before, since
+
+
+def _count(engine: Engine) -> tuple[int, int]:
+    """Orders that are completed, and those that are not yet."""
+    with reading(engine) as connection:
+        states = select(orders.c.state, func.count().label("number")).group_by(orders.c.state)
+        counted = {each.state: each.number for each in connection.execute(states)}
+    return counted.get("completed", 0), counted.get("placed", 0) + counted.get("compensating", 0)
 
 
 def _key() -> dict[str, str]:
