@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from flash_sale.crowd import Crowd, Customer
+from flash_sale.running.system import System
 from flash_sale.settings import Settings
-from flash_sale.system import System
+from flash_sale.trial.crowd import Crowd, Customer
 from PIL import Image
 from playwright.sync_api import Page, expect
 

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 from flash_sale import outbox as events, stock
-from flash_sale.audit import audit, read
 from flash_sale.clients import Services
 from flash_sale.live import snapshot
 from flash_sale.saga import Saga
@@ -24,6 +23,7 @@ from flash_sale.services import database_of, deeds
 from flash_sale.settings import Settings
 from flash_sale.shop import Payment, checkout
 from flash_sale.tables import create, engine_of, feed, now, orders, outbox, reading, steps
+from flash_sale.trial.audit import audit, read
 from redis import Redis
 from sqlalchemy import create_engine, delete, select, text, update
 

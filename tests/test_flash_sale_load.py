@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from flash_sale.load import ALL_FAULTS, Report, sale
-from flash_sale.without import PROTECTIONS
+from flash_sale.trial.load import ALL_FAULTS, Report, sale
+from flash_sale.trial.without import PROTECTIONS
 
 from .postgres_servers import PostgresServer
 

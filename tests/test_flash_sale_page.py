@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from flash_sale.crowd import Crowd, Customer
+from flash_sale.running.system import System
 from flash_sale.settings import Settings
-from flash_sale.system import System
+from flash_sale.trial.crowd import Crowd, Customer
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from distlock.testing.proxy import FaultProxy

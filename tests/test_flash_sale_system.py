@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from flash_sale.processes import listen
+from flash_sale.running.processes import listen
+from flash_sale.running.system import CannotStart, System
 from flash_sale.settings import Settings
-from flash_sale.system import CannotStart, System
 from flash_sale.tables import create, engine_of
 from redis import Redis
 

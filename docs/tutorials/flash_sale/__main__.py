@@ -12,10 +12,10 @@ import typer
 if not __package__:  # started as a folder, whose parent has the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from flash_sale.commands import load, throughput
-from flash_sale.console import ending_in_order, say
+from flash_sale.running.console import ending_in_order, say
+from flash_sale.running.system import System
 from flash_sale.settings import Settings
-from flash_sale.system import System
+from flash_sale.trial.commands import load, throughput
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 app.command()(load)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import threading
+import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
@@ -11,7 +15,28 @@ from distlock import BackendError, Inspection, Manager
 from .settings import Settings
 from .tables import now, orders, outbox, position, product, reading, reservations, steps
 
-__all__ = ("snapshot",)
+__all__ = ("PERIOD", "Live", "snapshot")
+
+PERIOD = 0.5
+"""Seconds for which a picture is shown."""
+
+
+class Live:
+    """The same picture for all who watch: the stores are asked once, however many these are. Thread-safe."""
+
+    def __init__(self, engine: Engine, locks: Manager, settings: Settings) -> None:
+        self._of = engine, locks, settings
+        self._looking = threading.Lock()
+        self._text = ""
+        self._since = -math.inf
+
+    def text(self) -> str:
+        """A `snapshot` as JSON, not older than `PERIOD`."""
+        with self._looking:
+            if time.monotonic() >= self._since + PERIOD:
+                self._text = json.dumps(snapshot(*self._of))
+                self._since = time.monotonic()
+            return self._text
 
 
 def snapshot(engine: Engine, locks: Manager, settings: Settings) -> dict[str, Any]:

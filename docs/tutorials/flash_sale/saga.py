@@ -72,7 +72,7 @@ class Saga:
         self._services = services
         self._settings = settings
 
-    def overdue(self, limit: int = 50) -> list[str]:
+    def overdue(self, limit: int = 1000) -> list[str]:
         """Orders with a step that is to be done now, or that was begun and is not heard of any more."""
         late = select(steps.c.order).where(steps.c.due_at <= now()).order_by(steps.c.due_at).limit(limit)
         with reading(self._engine) as connection:

@@ -48,9 +48,9 @@ class Settings:
     """How often a refund that fails does so."""
 
     without: str = ""
-    """A protection that is switched off, to see what it is for (`flash_sale.without`)."""
+    """A protection that is switched off, to see what it is for (`flash_sale.trial.without`)."""
     faults: str = ""
-    """What is to happen at the worst moment (`flash_sale.faults`), with commas between."""
+    """What is to happen at the worst moment (`flash_sale.trial.faults`), with commas between."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ import distlock
 from distlock.contrib.asgi import IdempotencyMiddleware, IdempotencyOptions
 
 from . import stock
-from .live import snapshot
+from .live import PERIOD, Live
 from .saga import place
 from .settings import Settings
 from .tables import engine_of, orders, reservations
@@ -59,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Flash sale", lifespan=lifespan)
     protect(app, locks, settings)
+    picture = Live(engine, locks, settings)
 
     @app.post("/reservations", status_code=201)
     def reserve(wish: Wish) -> dict[str, object]:
@@ -87,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @app.get("/live")
     def live() -> StreamingResponse:
-        return StreamingResponse(_events(engine, locks, settings), media_type="text/event-stream")
+        return StreamingResponse(_events(picture), media_type="text/event-stream")
 
     return app
 
@@ -124,9 +124,8 @@ def order_of(connection: Connection, reservation: str) -> str | None:
     return connection.scalars(select(orders.c.id).where(orders.c.reservation == reservation)).one_or_none()
 
 
-async def _events(engine: Engine, locks: distlock.Manager, settings: Settings) -> AsyncIterator[str]:
+async def _events(picture: Live) -> AsyncIterator[str]:
     """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), until the browser goes."""
     while True:
-        shown = await anyio.to_thread.run_sync(snapshot, engine, locks, settings)
-        yield f"data: {json.dumps(shown)}\n\n"
-        await anyio.sleep(0.5)
+        yield f"data: {await anyio.to_thread.run_sync(picture.text)}\n\n"
+        await anyio.sleep(PERIOD)

@@ -163,7 +163,6 @@ def engine_of(url: str) -> Engine:
     def set_up(connection: Any, record: object) -> None:
         connection.isolation_level = None  # else the driver begins transactions where it sees fit
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -1,6 +1,6 @@
 """What goes on behind the shop: ``python -m flash_sale.worker saga|publisher|consumer``. Any number of each.
 
-A worker may be killed at any line. `flash_sale.system` starts it again, and others go on meanwhile.
+A worker may be killed at any line. `flash_sale.running` starts it again, and others go on meanwhile.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ log = logging.getLogger("flash_sale.worker")
 SCAN = 0.1
 """Seconds between two looks for steps that are due."""
 THREADS = 16
+ALARM = 1.0
+"""Seconds after which an order is tried again that failed in a way that nobody has thought of."""
 
 
 def drive_orders(engine: Engine, locks: Manager, settings: Settings) -> None:
@@ -77,6 +79,7 @@ def _drive(saga: Saga, order: str) -> None:
         log.warning("order %s has to wait: %s", order, error)
     except Exception:
         log.exception("order %s", order)
+        time.sleep(ALARM)
 
 
 def elected(locks: Manager, name: str, ttl: float, work: Callable[[Lease], None]) -> None:

@@ -1,6 +1,6 @@
 """The shop with one of its protections switched off, to see what that one is for.
 
-Each is done to the program from outside (`flash_sale.trial`), as a careless change would.
+Each is done to the program from outside (`flash_sale.trial.entry`), as a careless change would.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
-from . import outbox, shop, stock, worker
-from .clients import Services
+from .. import outbox, shop, stock, worker
+from ..clients import Services
+from ..saga import Saga
+from ..settings import Settings
+from ..tables import customers, orders, product, reading, reservations
 from .faults import replace
-from .saga import Saga
-from .settings import Settings
-from .tables import customers, orders, product, reading, reservations
 
 __all__ = ("PROTECTIONS", "install")
 

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ("CODE", "CannotStart", "Process", "end", "listen")
+__all__ = ("CannotStart", "Process", "end", "listen")
 
 STOP_TIMEOUT = 10.0
 """Seconds. Who was asked to end, and has not by then, is killed."""
 TAIL = 15
 """Lines of a log that are shown."""
-CODE = Path(__file__).resolve().parent
+TIED = Path(__file__).resolve().parent / "tied.py"
 # Below the ports that the kernel gives to outgoing connections: a client that keeps dialling the port of a server
 # that is down must not end up connected to itself.
 PORTS = range(15_000, 22_000)
@@ -54,7 +54,7 @@ class Process:
 
         The kernel kills it when the *thread* that calls this ends.
         """
-        tied = [sys.executable, "-I", "-S", str(CODE / "tied.py"), str(os.getpid())]
+        tied = [sys.executable, "-I", "-S", str(TIED), str(os.getpid())]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [*tied, *self.command],

@@ -1,4 +1,4 @@
-"""The shop and its workers, with faults, or without a protection: what `flash_sale.load` starts in their place."""
+"""The shop and its workers, with faults, or without a protection: what a sale on trial starts in their place."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 
 from fastapi import FastAPI
 
-from . import faults, shop, without, worker
-from .settings import Settings
+from .. import shop, worker
+from ..settings import Settings
+from . import faults, without
 
 __all__ = ("create_app",)
 

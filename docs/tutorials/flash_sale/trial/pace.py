@@ -14,9 +14,10 @@ import anyio.to_thread
 import httpx
 from sqlalchemy import Engine, func, select
 
-from .settings import Settings
-from .system import System
-from .tables import engine_of, orders, reading
+from ..running.system import System
+from ..settings import Settings
+from ..tables import engine_of, orders, reading
+from .databases import new_database
 
 __all__ = ("Pace", "measure")
 
@@ -38,22 +39,23 @@ class Pace:
     median = staticmethod(statistics.median)
 
 
-def measure(seconds: float, clients: int, rounds: int, tell: Callable[[str], None]) -> Sequence[Pace]:
+def measure(seconds: float, clients: int, rounds: int, server: str, tell: Callable[[str], None]) -> Sequence[Pace]:
     """Without distlock, and with it."""
     paces = Pace(), Pace()
     for turn in range(rounds):
         for pace, without in zip(paces, ("library", ""), strict=True):
             tell(f"round {turn + 1} of {rounds}, {'without distlock' if without else 'with it'}")
-            checkouts, completed = _measure(seconds, clients, without)
+            with new_database(server) as database:
+                checkouts, completed = _measure(seconds, clients, without, database)
             pace.checkouts.append(checkouts)
             pace.completed.append(completed)
     return paces
 
 
-def _measure(seconds: float, clients: int, without: str) -> tuple[float, float]:
+def _measure(seconds: float, clients: int, without: str, database: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
         settings = Settings(
-            database="", redis="", services="", folder=folder, stock=10**6, limit=10**6, without=without
+            database=database, redis="", services="", folder=folder, stock=10**6, limit=10**6, without=without
         )
         with System(settings, publishers=1) as system:
             return anyio.run(_race, system, seconds, clients)
@@ -73,7 +75,8 @@ async def _race(system: System, seconds: float, clients: int) -> tuple[float, fl
             ordered.raise_for_status()
             done += begun + WARM < time.monotonic() < begun + WARM + seconds
 
-    limits = httpx.Limits(max_connections=clients)
+    # A connection for each request: those that are kept would make one process of the shop do most of the work.
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)
     async with (
         httpx.AsyncClient(base_url=system.url, timeout=60, trust_env=False, limits=limits) as client,
         anyio.create_task_group() as tasks,

@@ -1,6 +1,6 @@
 """What happens at the worst moment, once each: a process dies, or is stopped for longer than its lease.
 
-They are done to the program from outside (`flash_sale.trial`); the program knows nothing of them.
+They are done to the program from outside (`flash_sale.trial.entry`); the program knows nothing of them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sqlalchemy import Connection, Engine
 
 from distlock import Lease
 
-from . import outbox, shop
-from .clients import Services
-from .saga import Saga
+from .. import outbox, shop
+from ..clients import Services
+from ..saga import Saga
 
 __all__ = ("FAULTS", "happened", "install", "replace")
 

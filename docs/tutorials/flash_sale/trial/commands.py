@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..running.console import ending_in_order, say
 from .audit import Finding
-from .console import ending_in_order, say
+from .databases import new_database
 from .load import Report, sale
 from .pace import Pace, measure
 from .without import PROTECTIONS
@@ -21,7 +22,9 @@ __all__ = ("load", "throughput")
 
 BREACH = 1
 
-Database = Annotated[str, typer.Option(help="A URL for SQLAlchemy, of a new one. A file of SQLite if not given.")]
+Server = Annotated[
+    str, typer.Option("--database", help="A URL of PostgreSQL, where each sale gets a new one. SQLite if not given.")
+]
 RedisURL = Annotated[str, typer.Option(help="A URL. A redis-server is started, and restarted, if not given.")]
 
 
@@ -31,26 +34,26 @@ def load(
     rush: Annotated[float, typer.Option(min=0, help="Seconds in which they come.")] = 5.0,
     without: Annotated[str, typer.Option(help=f"A protection to switch off: {', '.join(PROTECTIONS)}.")] = "",
     each: Annotated[bool, typer.Option("--each", help="All protections, and then without each of them.")] = False,
-    database: Database = "",
+    server: Server = "",
     redis: RedisURL = "",
 ) -> None:
     """A sale with a crowd, in which processes are killed and stopped and Redis restarts; then the audit.
 
     The status is 1 if anything is not as it must be; with --each, if anything is wrong with all protections, or nothing
-    is wrong without one of them. Each sale of --each needs a new database, so it is SQLite's.
+    is wrong without one of them.
     """
     if without and without not in PROTECTIONS:
         raise typer.BadParameter(f"there are {', '.join(PROTECTIONS)}", param_hint="--without")
-    if each and (without or database):
-        raise typer.BadParameter("goes without --without and --database", param_hint="--each")
+    if each and without:
+        raise typer.BadParameter("goes without --without", param_hint="--each")
     with ending_in_order():
         as_expected = True
         rows = []
         for protection in ("", *PROTECTIONS) if each else (without,):
             say(f"a sale to {clients} people" + (f", without {protection}" if protection else ""))
-            report = sale(
-                clients=clients, stock=stock, rush=rush, without=protection, database=database, redis=redis, tell=say
-            )
+            with new_database(server) as database:
+                where = {"database": database, "redis": redis}
+                report = sale(clients=clients, stock=stock, rush=rush, without=protection, tell=say, **where)
             print_audit(report)
             as_expected &= bool(report.breaches) == bool(protection and each)
             rows.append((protection or "none", report.breaches))
@@ -85,11 +88,12 @@ def throughput(
     seconds: Annotated[float, typer.Option(min=1, help="How long each of them is measured.")] = 10.0,
     clients: Annotated[int, typer.Option(min=1, help="Who buy one after the other, without a pause.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="How often both are measured, in turns.")] = 3,
+    server: Server = "",
 ) -> None:
     """How many checkouts it takes, beside the same shop without distlock, in turns on this machine."""
     with ending_in_order():
         table = Table("shop", "checkouts/s", "ratio", "orders completed/s", "ratio", box=box.MARKDOWN)
-        without, protected = measure(seconds, clients, rounds, say)
+        without, protected = measure(seconds, clients, rounds, server, say)
         for name, pace in (("without distlock", without), ("with it", protected)):
             table.add_row(name, *_paces(pace.checkouts, without.checkouts), *_paces(pace.completed, without.completed))
         _console().print(table)

@@ -11,11 +11,11 @@ from typing import Any
 from redis import Redis
 from sqlalchemy import Connection, Engine, Table, select
 
-from . import outbox as events
-from .saga import STEPS
-from .services import database_of, deeds
-from .settings import Settings
-from .tables import customers, engine_of, feed, orders, outbox, position, product, reading, reservations, steps
+from .. import outbox as events
+from ..saga import STEPS
+from ..services import database_of, deeds
+from ..settings import Settings
+from ..tables import customers, engine_of, feed, orders, outbox, position, product, reading, reservations, steps
 
 __all__ = ("Books", "Finding", "Purchase", "audit", "read")
 

@@ -13,12 +13,12 @@ import anyio
 import anyio.to_thread
 from sqlalchemy import func, select
 
+from ..running.system import System
+from ..settings import Settings
+from ..tables import engine_of, feed, orders, outbox, reading, reservations
 from . import faults
 from .audit import Finding, audit, read
 from .crowd import Crowd, crowd_of
-from .settings import Settings
-from .system import System
-from .tables import engine_of, feed, orders, outbox, reading, reservations
 
 __all__ = ("ALL_FAULTS", "Report", "sale")
 

@@ -18,13 +18,14 @@ import httpx
 from redis import Redis, RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from . import tables
-from .outbox import STREAM
-from .processes import CODE, CannotStart, Process, end, listen
-from .settings import Settings
+from .. import tables
+from ..outbox import STREAM
+from ..settings import Settings
+from .processes import CannotStart, Process, end, listen
 
 __all__ = ("CannotStart", "System")
 
+TUTORIALS = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 60.0
 """Seconds, for each of them to answer on a busy machine."""
 SHORTEST_LIFE = 1.0
@@ -127,10 +128,13 @@ class System:
         database = self.settings.database or f"sqlite:///{folder.resolve()}/shop.db"
         self.settings = replace(self.settings, database=database, redis=redis, services=_address(services))
         on_trial = self.settings.faults or self.settings.without
+        shop_module = "flash_sale.trial.entry" if on_trial else "flash_sale.shop"
         self._add("services", 1, _uvicorn("flash_sale.services", services), services)
-        self._add("shop", self._shops, _uvicorn("flash_sale.trial" if on_trial else "flash_sale.shop", shop), shop)
+        self._add(
+            "shop", self._shops, _uvicorn(shop_module, shop), shop
+        )
         for role, count in self._workers.items():
-            worker = "flash_sale.trial" if on_trial else "flash_sale.worker"
+            worker = "flash_sale.trial.entry" if on_trial else "flash_sale.worker"
             self._add(role, count, [sys.executable, "-m", worker, role])
 
     def _listen(self, port: int = 0) -> socket.socket:
@@ -191,7 +195,7 @@ class System:
                 each.start(self._environment())
 
     def _environment(self) -> dict[str, str]:
-        path = [str(CODE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = [str(TUTORIALS), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {**self.settings.environment(), "PYTHONPATH": os.pathsep.join(path)}
 
     def _wait_for(self, name: str, answers: Callable[[], bool]) -> None:

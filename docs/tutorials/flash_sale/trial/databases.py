@@ -1,0 +1,32 @@
+"""A database for each sale."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import create_engine, make_url
+
+__all__ = ("new_database",)
+
+
+@contextmanager
+def new_database(server: str) -> Iterator[str]:
+    """The URL of a new one on the server of PostgreSQL that ``server`` is a URL of; it is dropped at the end.
+
+    The same for no server: then each sale has a file of SQLite, in its folder.
+    """
+    if not server:
+        yield server
+        return
+    name = f"flash_sale_{uuid.uuid4().hex}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        engine.dispose()
