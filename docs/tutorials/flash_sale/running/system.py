@@ -130,9 +130,7 @@ class System:
         on_trial = self.settings.faults or self.settings.without
         shop_module = "flash_sale.trial.entry" if on_trial else "flash_sale.shop"
         self._add("services", 1, _uvicorn("flash_sale.services", services), services)
-        self._add(
-            "shop", self._shops, _uvicorn(shop_module, shop), shop
-        )
+        self._add("shop", self._shops, _uvicorn(shop_module, shop), shop)
         for role, count in self._workers.items():
             worker = "flash_sale.trial.entry" if on_trial else "flash_sale.worker"
             self._add(role, count, [sys.executable, "-m", worker, role])
