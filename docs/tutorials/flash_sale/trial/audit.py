@@ -131,6 +131,11 @@ def within_the_limit(books: Books) -> Finding:
     for order in _kept(books):
         bought[order["customer"]] += order["quantity"]
     wrong = [f"{name} has {number}" for name, number in bought.items() if number > books.settings.limit]
+    has: Counter[str] = Counter()
+    for each in books.reservations:
+        has[each["customer"]] += each["quantity"] if each["state"] in ("held", "ordered") else 0
+    counted = {customer["name"]: customer["taken"] for customer in books.customers}
+    wrong += [f"{name} has {has[name]}, and {taken} count" for name, taken in counted.items() if taken != has[name]]
     most = max(bought.values(), default=0)
     return Finding(f"no more than {books.settings.limit} for a customer", f"most: {most}", tuple(wrong))
 
@@ -159,6 +164,8 @@ def one_charge_an_order(books: Books) -> Finding:
 def every_order_ended(books: Books) -> Finding:
     ends = Counter(order["state"] for order in books.orders)
     wrong = [f"{ends[state]} {state}" for state in ("placed", "compensating") if ends[state]]
+    due = sum(step["due_at"] is not None for step in books.steps)
+    wrong += [f"{due} steps are due"] if due else []
     seen = f"{ends['completed']} completed, {ends['compensated']} compensated"
     return Finding("every order completed or compensated", seen, tuple(wrong))
 
