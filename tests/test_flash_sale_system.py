@@ -181,6 +181,7 @@ def test_who_dies_at_the_start_is_told_with_its_last_words(tmp_path: Path, monke
         pytest.param({"redis": "rediss:/x"}, "^Redis: ", id="no URL of Redis"),
         pytest.param({"database": "x"}, "^the database: Could not parse", id="no URL of a database"),
         pytest.param({"database": "sqlite:////no/x.db"}, "^the database: unable to open", id="no database"),
+        pytest.param({"database": "postgresql+psycopg://u@h:x/y"}, "^the database: invalid literal", id="no port"),
         pytest.param({"database": "nix+nil://x"}, "^the database: Can't load plugin", id="no driver"),
     ],
 )

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ..outbox import STREAM
 from ..settings import Settings
 from .processes import CannotStart, Process, end, listen
 
-__all__ = ("CannotStart", "System")
+__all__ = ("CannotStart", "System", "opening_database")
 
 TUTORIALS = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 60.0
@@ -249,12 +250,19 @@ def _pings(url: str) -> bool:
 
 
 def _make_tables(settings: Settings) -> None:
-    try:
+    with opening_database():
         engine = tables.engine_of(settings.database)
         try:
             tables.create(engine, settings.stock)
         finally:
             engine.dispose()
-    except (SQLAlchemyError, RuntimeError, ImportError) as error:  # not a new one, or it has no driver
+
+
+@contextmanager
+def opening_database() -> Iterator[None]:
+    """Around the first use of a database: what is wrong with its URL, or with itself, is `CannotStart`."""
+    try:
+        yield
+    except (SQLAlchemyError, RuntimeError, ImportError, ValueError) as error:  # no URL, no driver, or not a new one
         cause = error.orig if isinstance(error, DBAPIError) else error
         raise CannotStart(f"the database: {' '.join(str(cause).split())}") from error
