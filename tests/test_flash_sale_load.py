@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
 import pytest
+from flash_sale.running.console import ending_in_order, run
 from flash_sale.trial.load import ALL_FAULTS, Report, sale
 from flash_sale.trial.without import PROTECTIONS
 
@@ -104,3 +107,49 @@ def test_its_pace_is_measured() -> None:
     assert done.returncode == 0, done.stderr
     table = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
     assert [row[1].strip(" -") for row in table] == ["shop", "", "without distlock", "with it"]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("x", "the database: Could not parse"),
+        ("sqlite:////no/x.db", "the database: each sale gets a new one: give a URL of PostgreSQL"),
+        ("postgresql+psycopg://user@127.0.0.1:port/x", "the database: invalid literal"),
+        ("postgresql+psycopg://user@127.0.0.1:1/x", "the database: connection failed"),
+    ],
+)
+@pytest.mark.parametrize("command", ["load", "throughput"])
+def test_a_server_that_is_none_is_status_2(command: str, url: str, says: str) -> None:
+    ended = subprocess.run([*COMMAND, command, "--database", url], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    *_, last = ended.stderr.splitlines()
+    assert last.startswith(f"flash_sale: {says}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_crowd(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    """It may come in any task's turn; nothing is told of it but that it has ended, and a second one changes nothing."""
+    cancelled = []
+
+    async def interrupted() -> None:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.append(number)
+
+    async def crowd() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(interrupted)
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as caught, ending_in_order():
+            run(crowd)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert cancelled == [number]
+    assert caught.value.code == 130
+    assert capfd.readouterr().err == "flash_sale: it has ended\n"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+import anyio
 
 from .processes import CannotStart
 
-__all__ = ("ending_in_order", "say")
+__all__ = ("ending_in_order", "run", "say")
 
+T = TypeVar("T")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CANNOT_START = 2
 INTERRUPTED = 130
 """What a shell reports of a program that Ctrl-C ended: 128 + SIGINT."""
@@ -34,9 +41,8 @@ def ending_in_order(interrupted: int = INTERRUPTED) -> Iterator[None]:
             told = True
             raise KeyboardInterrupt
 
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) != signal.SIG_IGN:  # as under nohup
-            signal.signal(each, end)
+    for each in _heard():
+        signal.signal(each, end)
     try:
         yield
     except CannotStart as error:
@@ -45,3 +51,47 @@ def ending_in_order(interrupted: int = INTERRUPTED) -> Iterator[None]:
     except KeyboardInterrupt:
         say("it has ended")
         sys.exit(interrupted)
+
+
+def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """``anyio.run`` in a block of `ending_in_order`. A signal cancels ``work`` first: raised wherever the loop is just
+    then, it would end in a traceback."""
+
+    async def cancellable() -> T:
+        loop, told = asyncio.get_running_loop(), list[int]()
+        before = {each: signal.getsignal(each) for each in _heard()}
+        with anyio.CancelScope() as scope:
+
+            def end(number: int, frame: FrameType | None) -> None:
+                told.append(number)
+                loop.call_soon_threadsafe(scope.cancel)
+
+            try:
+                for each in before:
+                    signal.signal(each, end)
+                result = await work(*arguments)
+            finally:
+                for each, handler in before.items():
+                    signal.signal(each, handler)
+        if told:
+            raise Told(told[0])
+        return result
+
+    try:
+        return anyio.run(cancellable)
+    except Told as error:
+        signal.raise_signal(error.number)
+        raise
+
+
+class Told(Exception):
+    """By a signal, to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _heard() -> list[signal.Signals]:
+    """Those that are not to be ignored, as SIGHUP is under nohup."""
+    return [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]

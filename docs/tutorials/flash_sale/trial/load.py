@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 from sqlalchemy import func, select
 
+from ..running.console import run
 from ..running.system import System
 from ..settings import Settings
 from ..tables import engine_of, feed, orders, outbox, reading, reservations
@@ -70,7 +71,7 @@ def sale(
         settings = Settings(database=database, redis=redis, services="", folder=folder, stock=stock, without=without)
         settings = replace(settings, **HASTE, faults=",".join(each for each in faults if each in FROM_INSIDE))
         with System(settings, tell=tell) as system:
-            return anyio.run(_Sale(system, clients, rush, set(faults), tell).run)
+            return run(_Sale(system, clients, rush, set(faults), tell).run)
 
 
 FROM_INSIDE = frozenset(faults.FAULTS)

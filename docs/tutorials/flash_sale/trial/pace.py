@@ -14,6 +14,7 @@ import anyio.to_thread
 import httpx
 from sqlalchemy import Engine, func, select
 
+from ..running.console import run
 from ..running.system import System
 from ..settings import Settings
 from ..tables import engine_of, orders, reading
@@ -58,7 +59,7 @@ def _measure(seconds: float, clients: int, without: str, database: str) -> tuple
             database=database, redis="", services="", folder=folder, stock=10**6, limit=10**6, without=without
         )
         with System(settings, publishers=1) as system:
-            return anyio.run(_race, system, seconds, clients)
+            return run(_race, system, seconds, clients)
 
 
 async def _race(system: System, seconds: float, clients: int) -> tuple[float, float]:
