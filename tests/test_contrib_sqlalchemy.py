@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
@@ -471,6 +471,18 @@ def test_a_newer_token_that_is_rolled_back_refuses_nobody(engine, threads):
         connection.rollback()
     assert late.result(PATIENCE) == 1
     assert rows(engine)[42] == ("early", 1)
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_transaction_that_sees_an_old_moment_writes_nothing_late(engine, level):
+    with engine.connect().execution_options(isolation_level=level) as late:
+        late.execute(select(orders)).all()
+        with engine.begin() as connection:
+            write(connection, order_42().values(state="paid"), 2)
+        with pytest.raises(OperationalError, match="could not serialize"):
+            write(late, order_42().values(state="late"), 1)
+    assert rows(engine)[42] == ("paid", 2)
 
 
 @pytest.mark.parametrize("way", [by_connection, by_session], ids=lambda way: way.__name__)

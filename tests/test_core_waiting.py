@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 
 from distlock import AcquireTimeout, BackendUnavailable, Manager, Unsupported
 from distlock._core import acquire as core
+from distlock._core.loops import AsyncRuntime
 from distlock.backends.base import Busy, Claim, Done, Grant, Renewal, Subscription, Wake, now
 from distlock.backends.memory import MemoryBackend
 from distlock.testing import Store, World, case
@@ -181,3 +183,21 @@ class TestExtending:
                 await world.extend(lease, 5)
         assert lease.remaining() > 50
         await world.release(lease)
+
+
+def test_a_cancellation_that_comes_just_when_a_wait_ends_is_not_lost() -> None:
+    """A scope of anyio swallows it on Python 3.10: the task waited for ever, and so did ``asyncio.run``."""
+    short = 0.01
+
+    async def wait() -> None:
+        await AsyncRuntime(shields=False).signal().wait(now() + short)
+
+    async def cancelled_at_its_end() -> None:
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)  # it waits
+        asyncio.get_running_loop().call_later(short, waiting.cancel)
+        time.sleep(2 * short)  # noqa: ASYNC251 - both are due in one turn of the loop, the wait's own end first
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(cancelled_at_its_end())

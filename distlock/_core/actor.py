@@ -19,7 +19,7 @@ def current_actor() -> object:
     """The running task, else the running thread."""
     modules = sys.modules
     if "asyncio.events" in modules:
-        loop = _running_loop()
+        loop = running_loop()
         if loop is not None and (task := _asyncio().current_task(loop)) is not None:
             return task
     if "trio" in modules and (trio_task := _trio_task()) is not None:
@@ -37,7 +37,7 @@ def actor_name(actor: object) -> str:
 
 def current_loop() -> object:
     """The running event loop, as an object that lives as long as it does."""
-    loop = _running_loop()
+    loop = running_loop()
     if loop is not None:
         return loop
     if "trio" in sys.modules and _trio_task() is not None:
@@ -50,7 +50,7 @@ def poster() -> Post:
 
     It raises RuntimeError once that loop has ended.
     """
-    loop = _running_loop()
+    loop = running_loop()
     if loop is not None:
         return loop.call_soon_threadsafe  # type: ignore[no-any-return]
     return _trio().lowlevel.current_trio_token().run_sync_soon  # type: ignore[no-any-return]
@@ -63,7 +63,8 @@ def _asyncio() -> Any:
     return sys.modules["asyncio"]
 
 
-def _running_loop() -> Any:
+def running_loop() -> Any:
+    """Of asyncio; None: there is none."""
     events = sys.modules.get("asyncio.events")
     try:
         return None if events is None else events._get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
@@ -13,7 +14,7 @@ from anyio.to_thread import run_sync
 from .._clock import now, seconds_left
 from .._errors import BackendUnavailable
 from ..backends.base import Busy, Claim, Done, Grant, Inspection, Renewal, Subscription, SyncBackend, Wake
-from .actor import poster
+from .actor import poster, running_loop
 from .runtime import NO_SHIELD, Signal
 
 __all__ = ("AsyncRuntime", "CancelScope", "Threaded", "run_sync")
@@ -42,8 +43,20 @@ class _LoopSignal:
         self._event.set()
 
     async def wait(self, deadline: float, attend: object = None) -> None:
-        with anyio.move_on_after(seconds_left(deadline)):
-            await self._event.wait()
+        seconds = seconds_left(deadline)
+        loop = running_loop()
+        if loop is None:
+            with anyio.move_on_after(seconds):
+                await self._event.wait()
+        else:
+            # No scope: on Python 3.10, whose tasks have no `uncancel`, one whose time is up just as the task is
+            # cancelled takes that cancellation for its own, and nobody hears of it.
+            timer = None if seconds == math.inf else loop.call_later(seconds, self._fire)
+            try:
+                await self._event.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
         self._event = anyio.Event()
 
 

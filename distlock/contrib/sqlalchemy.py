@@ -83,8 +83,11 @@ def write(
     look at ``rowcount``. An UPDATE without values claims its rows: nobody with an older token writes them from then
     on, and nobody at all until the transaction ends.
 
-    Two requests to the database. Whether the lease is still held is not asked: the row knows better. ``lease``,
-    ``column``: as for `fenced`; ``key``: for the error, where ``lease`` is a bare token.
+    Two requests to the database, SQLite or PostgreSQL. Under REPEATABLE READ and above PostgreSQL raises a
+    serialization failure, SQLAlchemy's `OperationalError`, as for any UPDATE that lost a race. MySQL and MariaDB refuse
+    as well, but under their default, REPEATABLE READ, may say so by ``rowcount`` alone. Whether the lease is still held
+    is not asked: the row knows better. ``lease``, ``column``: as for `fenced`; ``key``: for the error, where ``lease``
+    is a bare token.
     """
     result = cast("CursorResult[Any]", connection.execute(fenced(statement, lease, column=column)))
     seen = _newest(connection, statement, _fence(statement, column), _token(lease))

@@ -83,7 +83,8 @@ def note(engine: Engine, batch: Any) -> None:
 
 def consume(engine: Engine, redis: Redis, lease: Lease) -> None:
     """Counts what was sold, as long as the lease is held; `StaleToken` if somebody else has gone on meanwhile."""
-    with reading(engine) as connection:
+    with engine.begin() as connection:  # first, so that one who is late does not move it any more
+        write(connection, update(position).values(entry=position.c.entry), lease)
         at = connection.scalars(select(position.c.entry)).one()
     while True:
         lease.ensure_held()

@@ -74,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     def check_out(payment: Payment, idempotency_key: Annotated[str, Header()]) -> dict[str, str]:
         order = checkout(engine, payment, settings.price, idempotency_key)
         if order is None:
-            raise HTTPException(410, "the reservation has expired")
+            raise HTTPException(410, "the reservation has expired, or is ordered already")
         return {"order": order}
 
     @app.get("/health")
@@ -99,10 +99,11 @@ def protect(app: FastAPI, locks: distlock.Manager, settings: Settings) -> None:
 
 
 def checkout(engine: Engine, payment: Payment, price: int, purchase: str) -> str | None:
-    """The order of a reservation, new or, if somebody died before the answer was kept, as it is. None: expired."""
+    """The order of a reservation, new or, if somebody died before the answer was kept, as it is. None: it has
+    expired, or is ordered already."""
     with engine.begin() as connection:
         if not stock.order(connection, payment.reservation):
-            return order_of(connection, payment.reservation)
+            return order_of(connection, payment.reservation, purchase)
         which = select(reservations.c.customer, reservations.c.quantity).where(reservations.c.id == payment.reservation)
         customer, quantity = connection.execute(which).one()
         order = {
@@ -119,9 +120,10 @@ def checkout(engine: Engine, payment: Payment, price: int, purchase: str) -> str
     return str(order["id"])
 
 
-def order_of(connection: Connection, reservation: str) -> str | None:
-    """What was ordered with it before."""
-    return connection.scalars(select(orders.c.id).where(orders.c.reservation == reservation)).one_or_none()
+def order_of(connection: Connection, reservation: str, purchase: str) -> str | None:
+    """What this very purchase ordered before. Another one of the same reservation may have another card: no."""
+    same = orders.c.reservation == reservation, orders.c.purchase == purchase
+    return connection.scalars(select(orders.c.id).where(*same)).first()
 
 
 async def _events(picture: Live) -> AsyncIterator[str]:

@@ -53,7 +53,7 @@ def take(connection: Connection, quantity: int) -> bool:
 
 
 def order(connection: Connection, reservation: str) -> bool:
-    """The reservation waits no longer: an order has it. False: it has expired, or has been ordered before."""
+    """The reservation waits no longer: an order has it. False: it has been put back, or ordered before."""
     return _move(connection, reservation, "held", "ordered")
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     event,
     insert,
     inspect,
+    make_url,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
@@ -155,7 +156,10 @@ def _(element: now, compiler: Any, **options: Any) -> str:
 
 def engine_of(url: str) -> Engine:
     """Connections for one process. A transaction on SQLite takes the write lock at its beginning, or waits for it."""
-    if not url.startswith("sqlite"):
+    backend = make_url(url).get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise ValueError(f"{backend}: the shop knows SQLite and PostgreSQL")
+    if backend == "postgresql":
         return create_engine(url, pool_size=8, max_overflow=0, connect_args={"options": f"-c {IDLE}"})
     engine = create_engine(url, pool_size=2, max_overflow=0, connect_args={"timeout": 30})
 

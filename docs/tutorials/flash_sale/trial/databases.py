@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import OperationalError
 
 from ..running.system import opening_database
 
@@ -28,11 +29,11 @@ def new_database(server: str) -> Iterator[str]:
         if make_url(server).get_backend_name() != "postgresql":
             raise ValueError("each sale gets a new one: give a URL of PostgreSQL, or none for SQLite")
         engine = create_engine(server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
     try:
+        with opening_database(), engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
         yield make_url(server).set(database=name).render_as_string(hide_password=False)
     finally:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        with suppress(OperationalError), engine.connect() as connection:  # the server is down
+            connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         engine.dispose()
