@@ -129,9 +129,10 @@ class Sale:
     def reserve(self, customer: str = "", quantity: int = 1) -> str:
         return stock.reserve(self.engine, self.settings, customer or str(uuid.uuid4()), quantity)
 
-    def check_out(self, reservation: str, card: str = "good", address: str = "home") -> str | None:
+    def check_out(self, reservation: str, card: str = "good", address: str = "home", purchase: str = "") -> str | None:
+        """``purchase``: its key; the same for each time if there is none."""
         payment = Payment(reservation=reservation, card=card, address=address)
-        return checkout(self.engine, payment, self.settings.price, str(uuid.uuid4()))
+        return checkout(self.engine, payment, self.settings.price, purchase or f"of {reservation}")
 
     def order(self, card: str = "good", address: str = "home", quantity: int = 1) -> str:
         placed = self.check_out(self.reserve(quantity=quantity), card, address)

@@ -222,7 +222,8 @@ def test_a_consumer_who_took_over_too_early_counts_nothing_twice(sale: Sale, mon
     def late(redis: Any, streams: Any, **options: Any) -> Any:
         answer = read(redis, streams, **options)
         monkeypatch.setattr(Redis, "xread", read)
-        sale.consume(first)
+        with pytest.raises(StaleToken):
+            sale.consume(first)
         return answer
 
     sale.depose(first)

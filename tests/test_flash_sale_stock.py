@@ -116,6 +116,7 @@ def test_a_reservation_gives_one_order_however_often_it_is_checked_out(sale: Sal
     assert None not in found
     assert len({*found}) == 1
     assert sale.events(str(found[0])) == ["placed"]
+    assert sale.check_out(reservation, "another card", purchase="another") is None
 
 
 def test_what_has_expired_gives_no_order(brief: Sale) -> None:

@@ -182,7 +182,8 @@ def test_who_dies_at_the_start_is_told_with_its_last_words(tmp_path: Path, monke
         pytest.param({"database": "x"}, "^the database: Could not parse", id="no URL of a database"),
         pytest.param({"database": "sqlite:////no/x.db"}, "^the database: unable to open", id="no database"),
         pytest.param({"database": "postgresql+psycopg://u@h:x/y"}, "^the database: invalid literal", id="no port"),
-        pytest.param({"database": "nix+nil://x"}, "^the database: Can't load plugin", id="no driver"),
+        pytest.param({"database": "postgresql+nil://x"}, "^the database: Can't load plugin", id="no driver"),
+        pytest.param({"database": "mysql://x"}, "^the database: mysql: the shop knows SQLite", id="another database"),
     ],
 )
 def test_what_it_cannot_use_is_told(tmp_path: Path, given: Mapping[str, Any], says: str) -> None:
