@@ -229,6 +229,29 @@ def test_a_signal_while_it_waits_leaves_nothing(start, locks, env, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+HIT = """
+import os, signal, sys, threading
+from _distlock_main import main
+
+start = threading.Thread.start
+def hit(thread):
+    threading.Thread.start = start
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread.start = hit
+sys.argv = ["distlock", "run", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_signal_is_not_taken_for_the_stores_trouble(locks, env, tmp_path):
+    """It comes where a backend starts a thread to wait in, which it is ready to see fail."""
+    with locks.lock("k"):
+        hit = [sys.executable, "-c", HIT, "k", "--", "touch", "ran"]
+        done = subprocess.run(hit, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert not (tmp_path / "ran").exists()
+
+
 def terminated_when_it_waits(process: subprocess.Popen[str], locks: Manager) -> None:
     if locks.guarantees.fair:  # else only those who wait in this process are known
         wait_until(lambda: locks.results.get("k").waiters)  # type: ignore[union-attr]

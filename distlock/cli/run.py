@@ -170,5 +170,6 @@ def _released(lease: Lease, status: int, job: Job) -> int:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Nothing runs yet: what was begun is taken back on the way out."""
-    raise typer.Exit(128 + number)
+    """Nothing runs yet: what was begun is taken back on the way out. `typer.Exit` is a RuntimeError, and so is what
+    Python raises where no thread can be started: a store would take the one for the other."""
+    raise SystemExit(128 + number)
