@@ -190,22 +190,31 @@ def test_the_position_of_the_consumer_and_what_it_counted_are_one(
     assert where(sale)[1:] == (4, 2)
 
 
+def after_reading(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """``happens`` once, when a consumer has read the stream, and not yet written what it makes of it."""
+    read = Redis.xread
+
+    def reads(redis: Any, streams: Any, **options: Any) -> Any:
+        answer = read(redis, streams, **options)
+        monkeypatch.setattr(Redis, "xread", read)
+        happens()
+        return answer
+
+    monkeypatch.setattr(Redis, "xread", reads)
+
+
 def test_a_consumer_who_is_late_counts_nothing(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has read; then it is stopped, and another one does its work."""
     order = sale.order(quantity=2)
     tell(sale, order, "completed")
     sale.publish(monkeypatch)
     late = sale.elect("consumer")
-    read = Redis.xread
 
-    def stopped(redis: Any, streams: Any, **options: Any) -> Any:
-        answer = read(redis, streams, **options)
-        monkeypatch.setattr(Redis, "xread", read)
+    def stopped() -> None:
         sale.depose(late)
         sale.consume()
-        return answer
 
-    monkeypatch.setattr(Redis, "xread", stopped)
+    after_reading(monkeypatch, stopped)
     with pytest.raises(StaleToken):
         sale.consume(late)
     assert where(sale)[1:] == (2, 2)
@@ -217,18 +226,14 @@ def test_a_consumer_who_took_over_too_early_counts_nothing_twice(sale: Sale, mon
     tell(sale, order, "completed")
     sale.publish(monkeypatch)
     first = sale.elect("consumer")
-    read = Redis.xread
 
-    def late(redis: Any, streams: Any, **options: Any) -> Any:
-        answer = read(redis, streams, **options)
-        monkeypatch.setattr(Redis, "xread", read)
+    def late() -> None:
         with pytest.raises(StaleToken):
             sale.consume(first)
-        return answer
 
     sale.depose(first)
     second = sale.elect("consumer")
-    monkeypatch.setattr(Redis, "xread", late)
+    after_reading(monkeypatch, late)
     sale.consume(second)
     assert where(sale)[1:] == (2, 2)
     assert Counter(sale.heard()) == {(order, "placed"): 1, (order, "completed"): 1}
