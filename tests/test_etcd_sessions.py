@@ -22,6 +22,7 @@ from distlock.testing.proxy import FaultProxy
 
 from .backend_tools import claim_of, granted, queued, soon
 from .etcd_backend_tools import backend_of, in_threads, names_of_leases, opened, spied, watch_made
+from .etcd_servers import EtcdServer
 from .etcd_tools import queue_of
 from .programs import wait_until
 
@@ -263,6 +264,18 @@ def test_a_missing_key_is_a_loss_though_its_lease_lives(shared_etcd, etcd_url):
         a_third_later(backend)
         states = [each.state for each in backend.renew([gone, kept], soon())]
         assert states == [LeaseState.LOST, LeaseState.HELD]
+
+
+def test_many_losses_are_found_by_a_server_that_takes_few_operations_at_once():
+    with EtcdServer("--max-txn-ops", "8") as server, opened(server.url) as backend:
+        grants = [granted(backend, claim_of(f"k{number}")) for number in range(40)]
+        gone = {f"k{number}" for number in range(0, 40, 2)}
+        for key in gone:
+            server.delete(queue_of(server, key)[0])
+        a_third_later(backend)
+        renewals = backend.renew(grants, soon())
+        lost = {grant.claim.key for grant, each in zip(grants, renewals, strict=True) if each.state is LeaseState.LOST}
+        assert lost == gone
 
 
 def test_a_key_under_a_lease_that_is_not_its_own_is_held_when_it_was_moved_back(shared_etcd, etcd_url):

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
 from flash_sale.running.console import ending_in_order, run
-from flash_sale.trial.load import ALL_FAULTS, Report, sale
+from flash_sale.settings import Settings
+from flash_sale.trial.load import ALL_FAULTS, Report, _Sale, sale
 from flash_sale.trial.without import PROTECTIONS
 
 from .postgres_servers import PostgresServer
@@ -84,6 +85,29 @@ def test_each_protection_is_needed() -> None:
         if broken.claim not in wrong(report):
             unneeded[protection] = (wrong(report), report.happened)
     assert unneeded == {}
+
+
+def test_a_fault_waits_for_a_victim(tmp_path: Path) -> None:
+    """All processes of a role may have just died of another fault."""
+
+    class System:
+        url = ""
+        settings = Settings(database=f"sqlite:///{tmp_path}/x", redis="", services="", folder=str(tmp_path), stock=0)
+
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+            self.killed: list[int] = []
+
+        def pids(self, role: str) -> list[int]:
+            self.asked.append(role)
+            return [] if self.asked.count(role) == 1 else [len(self.asked)]
+
+        def kill(self, pid: int) -> None:
+            self.killed.append(pid)
+
+    system: Any = System()
+    anyio.run(_Sale(system, clients=0, rush=0, faults=set(), tell=print)._kill)
+    assert system.killed == [2, 4, 6]
 
 
 @pytest.mark.timeout(300)

@@ -120,6 +120,18 @@ def test_all_who_wait_are_told_by_their_watches_and_ask_once() -> None:
         assert server.keys(ROOT) == [f"{RECORDS}k"]
 
 
+def test_all_who_watch_too_late_are_looked_after_though_the_server_takes_few_operations_at_once() -> None:
+    with EtcdServer("--max-txn-ops", "8") as server, kept(server.url) as (backend, _):
+        grant = granted(backend, claim_of())
+        places = [queued(backend, claim_of(wait=True)) for _ in range(100)]
+        assert complete(backend, grant)
+        told = [threading.Event() for _ in places]
+        for busy, event in zip(places, told, strict=True):
+            backend.watch(busy, event.set, soon())
+        for event in told:
+            assert event.wait(20)
+
+
 def test_a_waiter_costs_two_requests(etcd_url: str) -> None:
     with kept(etcd_url) as (backend, spy):
         assert complete(backend, granted(backend, claim_of("warm up")))

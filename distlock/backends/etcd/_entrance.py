@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,8 +12,9 @@ from .._places import Places
 from ..base import PROVISIONAL, BackendError, BackendUnavailable, Busy, Claim, DistLockError, Done, Grant, now
 from ._client import Answer, Client
 from ._errors import LeaseNotFound
+from ._looking import looked_up
 from ._places import Place
-from ._requests import BATCH, attach, confirm, enter, gets, leave, pass_over
+from ._requests import attach, confirm, enter, leave, pass_over
 from ._rpc import TXN, pb
 from ._session import Session, Sessions
 from ._values import Layout, found, waiting_ttl, whole_seconds
@@ -236,14 +236,12 @@ class Entrance:
     def look(self, claim_ids: Sequence[str], patience: float) -> None:
         """A push may get lost: what was not told is found here, within a third of the session."""
         deadline = now() + patience
-        aims = iter(self._watches.aims(claim_ids))
+        aims = self._watches.aims(claim_ids)
+        there = looked_up(self._client, (aim.key for aim in aims), deadline, keys_only=True)
         with suppress(DistLockError):  # then the next time
-            while batch := list(itertools.islice(aims, BATCH)):
-                found = self._client.call(TXN, gets((aim.key for aim in batch), keys_only=True), deadline).value
-                for aim, response in zip(batch, found.responses, strict=True):
-                    kvs = response.response_range.kvs
-                    if not kvs or kvs[0].create_revision >= aim.revision:
-                        self._watches.missed(aim)
+            for aim, kv in zip(aims, there, strict=True):
+                if kv is None or kv.create_revision >= aim.revision:
+                    self._watches.missed(aim)
 
     # Who does not come when it is its turn.
 

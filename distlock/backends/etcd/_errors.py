@@ -115,6 +115,9 @@ def _answered(code: grpc.StatusCode, text: str, address: str, key: str | None) -
     if "request is too large" in text or "larger than max" in text:  # etcd's own limit, and grpc's
         because = "the server takes no request of that size (its --max-request-bytes)"
         return TooLarge(f"{because}: {text} [{address}]", key=key, backend=address)
+    if "too many operations" in text:
+        because = "the server takes no transaction of so many operations (its --max-txn-ops)"
+        return TooLarge(f"{because} [{address}]", key=key, backend=address)
     for what, because in _REFUSALS.items():
         if what in text:
             sent = "space exceeded" in text  # the request that uses up the quota is carried out, and refused then

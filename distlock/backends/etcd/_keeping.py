@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 from .._places import Places
 from ..base import BackendError, Grant, LeaseState, Renewal, now
 from ._client import Client
 from ._errors import LeaseNotFound
+from ._looking import looked_up
 from ._places import Place
-from ._requests import BATCH, attach, gets
+from ._requests import attach
 from ._rpc import TXN
 from ._session import Session, Sessions
 from ._values import whole_seconds
@@ -95,17 +95,14 @@ class Keeping:
         session.checked_at = t
         return gone
 
-    def _not_there(self, places: Iterable[Place], deadline: float) -> set[str]:
+    def _not_there(self, places: Sequence[Place], deadline: float) -> set[str]:
         gone: set[str] = set()
-        left = iter(places)
-        while batch := list(itertools.islice(left, BATCH)):
-            txn = self._client.call(TXN, gets(place.key for place in batch), deadline).value
-            for place, response in zip(batch, txn.responses, strict=True):
-                kvs = response.response_range.kvs
-                if not kvs or kvs[0].create_revision != place.revision:
-                    gone.add(place.claim_id)
-                elif place.session is not None and kvs[0].lease != place.session.id:
-                    place.mod_revision = 0  # it was moved without our knowing: it is moved again next time
+        there = looked_up(self._client, (place.key for place in places), deadline)
+        for place, kv in zip(places, there, strict=True):
+            if kv is None or kv.create_revision != place.revision:
+                gone.add(place.claim_id)
+            elif place.session is not None and kv.lease != place.session.id:
+                place.mod_revision = 0  # it was moved without our knowing: it is moved again next time
         return gone
 
     # Longer ones.

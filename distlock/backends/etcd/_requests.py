@@ -12,7 +12,6 @@ from ._rpc import pb
 from ._values import end_of
 
 __all__ = (
-    "BATCH",
     "attach",
     "complete",
     "confirm",
@@ -25,9 +24,6 @@ __all__ = (
     "pass_over",
     "unless_done",
 )
-
-BATCH = 100
-"""Keys that are looked at in one transaction. A server takes 128 operations unless it is told otherwise."""
 
 _EQUAL, _GREATER = pb.Compare.EQUAL, pb.Compare.GREATER
 _CREATE, _MOD = pb.Compare.CREATE, pb.Compare.MOD

@@ -7,7 +7,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -36,6 +37,8 @@ HASTE: dict[str, Any] = {
 """Settings by which a sale ends soon."""
 GLANCE = 0.2
 """Seconds between two looks at what has happened."""
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,14 @@ class _Sale:
     async def _kill(self) -> None:
         """Whatever they are at."""
         await self._bought(0.2)
-        stopped, _ = faults.happened(self._settings.folder, "saga-pauses") or (0, "")
         for role in ("shop", "saga", "consumer"):
-            victims = [pid for pid in self._system.pids(role) if pid != stopped]  # which is to come back late
-            self._system.kill(victims[0])
+            self._system.kill(await _until(partial(self._victim, role)))
         self._done.append("kills")
+
+    def _victim(self, role: str) -> int | None:
+        """None: they have all just died of other faults, and start again."""
+        stopped, _ = faults.happened(self._settings.folder, "saga-pauses") or (0, "")
+        return next((pid for pid in self._system.pids(role) if pid != stopped), None)  # that one is to come back late
 
     async def _bought(self, part: float) -> None:
         """Waits until a part of the stock has orders."""
@@ -176,7 +182,8 @@ class _Sale:
             return connection.execute(question).first()
 
 
-async def _until(happened: Callable[[], object]) -> None:
-    """Who does it is another process, and cannot call us."""
-    while not await anyio.to_thread.run_sync(happened):  # noqa: ASYNC110
+async def _until(happened: Callable[[], ResultT | None]) -> ResultT:
+    """What it says when it is true. Who does it is another process, and cannot call us."""
+    while not (result := await anyio.to_thread.run_sync(happened)):  # noqa: ASYNC110
         await anyio.sleep(GLANCE)
+    return result
