@@ -18,6 +18,7 @@ from distlock import BackendUnavailable, ConfigurationError, LeaseState, LockLos
 from distlock.backends.base import now
 from distlock.backends.redis._connect import Server
 from distlock.backends.redis._ear import Ear
+from distlock.backends.redis._errors import mapped
 from distlock.backends.redis._inbox import Inbox
 from distlock.backends.redis._pool import Pool, Reply
 from distlock.backends.redis._scripts import CLUSTER
@@ -391,6 +392,17 @@ async def test_a_cluster_that_cannot_be_reached_is_an_outage(colour: Colour, con
 def test_a_url_that_means_nothing_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
         distlock.connect(url)
+
+
+def test_a_last_try_that_had_no_time_tells_what_came_of_those_before() -> None:
+    trail = Trail(now() + LONG)
+    hurried = mapped(TimeoutError(), "redis://h")
+    hurried.__cause__ = TimeoutError()
+    trail.after(mapped(ConnectionError("nobody there"), "redis://h"), None)
+    trail.after(hurried, None)
+    trail.deadline = now()
+    with pytest.raises(BackendUnavailable, match=r"not answer in time \[redis://h\]; before that: .* \(nobody there\)"):
+        trail.after(hurried, None)
 
 
 @pytest.mark.parametrize("host", ["", "?"])

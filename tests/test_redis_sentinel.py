@@ -89,7 +89,7 @@ async def test_a_sentinel_that_hangs_is_passed_over(
 async def test_a_group_that_nobody_knows_is_an_error(
     colour: Colour, connect: Connect, shared_sentinels: SentinelSetup, key: str
 ) -> None:
-    locks = connect(shared_sentinels.url.replace(MASTER, "typo"), op_timeout=2.0)
+    locks = connect(shared_sentinels.url.replace(MASTER, "typo"), op_timeout=4.0)
     with pytest.raises(BackendUnavailable, match="no sentinel named a primary for 'typo'"):
         await colour.acquire(locks.lock(key))
 

@@ -5,6 +5,8 @@ Sent again until its deadline, which is safe because each request may be repeate
 
 from __future__ import annotations
 
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
 from ..base import BackendError, BackendUnavailable, now
 
 __all__ = ("Address", "Trail", "host_of", "share_of")
@@ -34,7 +36,7 @@ def host_of(told: str, asked: Address) -> str:
 class Trail:
     """How far one request has come."""
 
-    __slots__ = ("_patience", "_pause", "_redirects", "ask_at", "deadline", "lost", "moved_to", "sent")
+    __slots__ = ("_patience", "_pause", "_redirects", "_said", "ask_at", "deadline", "lost", "moved_to", "sent")
 
     def __init__(self, deadline: float) -> None:
         self.deadline: float = deadline
@@ -49,6 +51,8 @@ class Trail:
         self._pause = FIRST_PAUSE
         self._patience = FIRST_TRY
         self._redirects = 0
+        self._said = ""
+        """What became of the last try that had the time to find out."""
 
     def limit(self) -> float:
         """Until when to wait in the next try."""
@@ -79,8 +83,13 @@ class Trail:
         return pause
 
     def _in_time(self, error: BackendError, pause: float) -> float:
+        hurried = isinstance(error.__cause__, (RedisTimeoutError, TimeoutError))
         if now() + pause >= self.deadline:
+            if hurried and self._said:
+                error.args = (f"{error}; before that: {self._said}",)
             raise error
+        if not hurried:
+            self._said = str(error)
         return pause
 
 
