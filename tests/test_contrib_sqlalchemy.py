@@ -1,4 +1,4 @@
-"""Rows that refuse a late write, through SQLAlchemy, on SQLite and PostgreSQL."""
+"""Rows that refuse a late write, through SQLAlchemy, on SQLite, PostgreSQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Engine,
     Integer,
     MetaData,
+    String,
     Table,
     create_engine,
     delete,
@@ -37,10 +38,13 @@ import distlock
 from distlock import AsyncLease, ConfigurationError, DistLockError, Lease, LockLost
 from distlock.contrib.sqlalchemy import Fence, StaleToken, fence_column, fenced, write, write_async
 
+from .mariadb_servers import MariaDBServer
 from .postgres_servers import PostgresServer
 from .programs import wait_until
 
 PATIENCE = 60
+RETURNING = ["sqlite", "postgres"]
+"""Those whose UPDATE can tell what it wrote."""
 
 
 class Base(DeclarativeBase):
@@ -52,8 +56,8 @@ class Order(Base):
 
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
-    state: Mapped[str] = mapped_column(server_default="new")
-    kind: Mapped[str] = mapped_column(server_default="order")
+    state: Mapped[str] = mapped_column(String(20), server_default="new")
+    kind: Mapped[str] = mapped_column(String(20), server_default="order")
     written_by: Mapped[Fence] = mapped_column("fence")
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "order"}  # noqa: RUF012
 
@@ -80,11 +84,17 @@ def _postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(scope="module")
+def _mariadb() -> Iterator[MariaDBServer]:
+    with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/shop.db?timeout={PATIENCE}"
-    server: PostgresServer = request.getfixturevalue("_postgres")
+    server: PostgresServer | MariaDBServer = request.getfixturevalue(f"_{request.param}")
     return server.url
 
 
@@ -147,7 +157,9 @@ def by_async_session(engine: Engine, statement: Any, lease: Any, read: Any = wri
 
 
 def async_url(engine: Engine) -> Any:
-    return engine.url.set(drivername={"sqlite": "sqlite+aiosqlite"}.get(engine.url.drivername, engine.url.drivername))
+    """psycopg does both."""
+    drivers = {"sqlite": "sqlite+aiosqlite", "mysql+pymysql": "mysql+aiomysql"}
+    return engine.url.set(drivername=drivers.get(engine.url.drivername, engine.url.drivername))
 
 
 Way = Callable[..., Any]
@@ -244,6 +256,7 @@ def test_a_late_delete_is_refused(engine, way):
     assert 42 not in rows(engine)
 
 
+@pytest.mark.parametrize("url", RETURNING, indirect=True)
 def test_what_was_written_is_returned(engine, way):
     if "session" in way.__name__:
         statement = update(Order).where(Order.id > 41).returning(Order.state, Order.written_by)
@@ -364,6 +377,7 @@ def test_the_error_is_a_lost_lock_and_crosses_processes(engine):
 # Mapped classes.
 
 
+@pytest.mark.parametrize("url", RETURNING, indirect=True)
 @pytest.mark.parametrize("sync", ["auto", "fetch", False])
 def test_objects_change_with_their_rows_only(engine, sync):
     statement = update(Order).where(Order.id <= 42).values(state="paid").execution_options(synchronize_session=sync)
@@ -416,10 +430,16 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+several_writers = pytest.mark.parametrize("url", ["postgres", "mariadb"], indirect=True)
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+    "mysql": "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'",  # a table has it too, some time later
+}
+
+
 def blocked(engine: Engine) -> bool:
     with engine.connect() as connection:
-        waiting: int = connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one()
-        return waiting > 0
+        return int(connection.execute(text(WAITING[engine.dialect.name])).one()[-1]) > 0
 
 
 def while_open(engine: Engine, threads: Any, earlier: tuple[Any, int], later: Callable[[], Any]) -> Future[Any]:
@@ -433,7 +453,7 @@ def while_open(engine: Engine, threads: Any, earlier: tuple[Any, int], later: Ca
     return found
 
 
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@several_writers
 @pytest.mark.parametrize("statement", [order_42().values(state="late"), delete(orders).where(orders.c.id == 42)])
 def test_who_waited_for_a_newer_token_is_refused(engine, way, threads, statement):
     newer = order_42().values(state="paid"), 2
@@ -444,7 +464,7 @@ def test_who_waited_for_a_newer_token_is_refused(engine, way, threads, statement
     assert rows(engine)[42] == ("paid", 2)
 
 
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@several_writers
 def test_who_waited_for_an_older_token_writes(engine, way, threads):
     older = order_42().values(state="early"), 1
     newer = while_open(engine, threads, older, lambda: way(engine, order_42().values(state="paid"), 2))
@@ -452,7 +472,7 @@ def test_who_waited_for_an_older_token_writes(engine, way, threads):
     assert rows(engine)[42] == ("paid", 2)
 
 
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@several_writers
 def test_of_several_rows_one_is_enough_to_wait_for_and_be_refused(engine, way, threads):
     late = while_open(
         engine, threads, (order_42().values(state="paid"), 2), lambda: way(engine, update(orders).values(state="x"), 1)
@@ -462,7 +482,7 @@ def test_of_several_rows_one_is_enough_to_wait_for_and_be_refused(engine, way, t
     assert rows(engine) == {41: ("new", 0), 42: ("paid", 2), 43: ("new", 0)}
 
 
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@several_writers
 def test_a_newer_token_that_is_rolled_back_refuses_nobody(engine, threads):
     with engine.connect() as connection:
         write(connection, order_42().values(state="paid"), 2)

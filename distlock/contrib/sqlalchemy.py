@@ -136,6 +136,8 @@ def _newest(connection: Connection | Session, statement: Update | Delete, fence:
     """
     about = statement.entity_description
     newest = select(func.max(fence)).select_from(about.get("entity", about["table"])).where(fence > token)
+    for dialect in ("mysql", "mariadb"):  # which else look at the moment of the transaction's first look
+        newest = newest.suffix_with("LOCK IN SHARE MODE", dialect=dialect)
     if statement.whereclause is not None:
         newest = newest.where(statement.whereclause)
     seen: int | None = connection.execute(newest).scalar_one()
