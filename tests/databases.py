@@ -30,6 +30,11 @@ class Database(Program):
         super().__init__(AS_NOBODY if os.getuid() == 0 else ())
 
     @property
+    @abstractmethod
+    def url(self) -> str:
+        """For SQLAlchemy."""
+
+    @property
     def data(self) -> Path:
         return self.folder / "data"
 

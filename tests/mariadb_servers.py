@@ -26,7 +26,6 @@ class MariaDBServer(Database):
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy."""
         return f"mysql+pymysql://me@127.0.0.1:{self.port}/test"
 
     def _install(self) -> Sequence[str | Path]:

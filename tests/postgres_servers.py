@@ -29,7 +29,6 @@ class PostgresServer(Database):
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy."""
         return f"postgresql+psycopg://me@127.0.0.1:{self.port}/postgres"
 
     def _install(self) -> Sequence[str | Path]:

@@ -38,6 +38,7 @@ import distlock
 from distlock import AsyncLease, ConfigurationError, DistLockError, Lease, LockLost
 from distlock.contrib.sqlalchemy import Fence, StaleToken, fence_column, fenced, write, write_async
 
+from .databases import Database
 from .mariadb_servers import MariaDBServer
 from .postgres_servers import PostgresServer
 from .programs import wait_until
@@ -94,7 +95,7 @@ def _mariadb() -> Iterator[MariaDBServer]:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/shop.db?timeout={PATIENCE}"
-    server: PostgresServer | MariaDBServer = request.getfixturevalue(f"_{request.param}")
+    server: Database = request.getfixturevalue(f"_{request.param}")
     return server.url
 
 
