@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, delete, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, delete, select, text, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
 from distlock.contrib.sqlalchemy import StaleToken, write
 
@@ -142,10 +143,12 @@ LATE = [order_42().values(state="late"), delete(orders).where(orders.c.id == 42)
 
 
 @pytest.mark.parametrize("url", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("driver", ["mysql+pymysql", "mariadb+pymysql"])
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ"])
 @pytest.mark.parametrize("statement", LATE)
-def test_who_has_looked_before_a_newer_token_wrote_is_told_of_it(engine, level, statement):
-    with engine.connect().execution_options(isolation_level=level) as late:
+def test_who_has_looked_before_a_newer_token_wrote_is_told_of_it(engine, driver, level, statement):
+    named = create_engine(engine.url.set(drivername=driver), poolclass=NullPool, isolation_level=level)
+    with named.connect() as late:
         late.execute(text("SET innodb_snapshot_isolation = OFF"))
         written_since_it_looked(engine, late)
         with pytest.raises(StaleToken) as refused:
