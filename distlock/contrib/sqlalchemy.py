@@ -86,7 +86,7 @@ def write(
 
     Two requests to the database, SQLite, PostgreSQL or MariaDB. Under REPEATABLE READ and above PostgreSQL raises a
     serialization failure, SQLAlchemy's `OperationalError`, as for any UPDATE that lost a race. So does MariaDB with
-    ``innodb_snapshot_isolation``, which is on from 11.6; elsewhere it raises `StaleToken` at any level. There, and on
+    ``innodb_snapshot_isolation``, which is on from 11.6; without it, `StaleToken` at any level. There, and on
     MySQL, whose SQL is the same and which is not tested, the second request locks the rows that it reads. Whether the
     lease is still held is not asked: the row knows better. ``lease``, ``column``: as for `fenced`; ``key``: for the
     error, where ``lease`` is a bare token.
