@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 
-from .programs import START_TIMEOUT, Program, missing
+from .databases import Database
+from .programs import missing
 
 __all__ = ("PostgresServer", "require_postgres")
-
-AS_NOBODY = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL")
-"""It refuses to run as root."""
 
 
 def require_postgres() -> Path:
@@ -28,34 +22,21 @@ def require_postgres() -> Path:
     return found[0]
 
 
-class PostgresServer(Program):
-    """A database of the test's own, as a context manager; anyone of this machine is its user ``me``."""
+class PostgresServer(Database):
+    """PostgreSQL."""
 
-    def __init__(self) -> None:
-        super().__init__(AS_NOBODY if os.getuid() == 0 else ())
+    ready_words = "ready to accept connections"
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy."""
         return f"postgresql+psycopg://me@127.0.0.1:{self.port}/postgres"
 
-    def start(self) -> None:
-        if not (self.folder / "data").exists():
-            if os.getuid() == 0:
-                shutil.chown(self.folder, "nobody", "nogroup")
-            initdb = [require_postgres() / "initdb", "-D", self.folder / "data", "-U", "me", "-A", "trust", "--no-sync"]
-            command = [*self._within, *map(str, initdb)]
-            subprocess.run(command, check=True, capture_output=True, cwd=tempfile.gettempdir(), timeout=START_TIMEOUT)
-        super().start()
+    def _install(self) -> Sequence[str | Path]:
+        return [require_postgres() / "initdb", "-D", self.data, "-U", "me", "-A", "trust", "--no-sync"]
 
     def _program(self) -> str:
         return str(require_postgres() / "postgres")
 
     def _arguments(self) -> list[str]:
         settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off")
-        return ["-D", str(self.folder / "data"), "-p", str(self.port), *(w for each in settings for w in ("-c", each))]
-
-    def _ready(self) -> bool:
-        # It says so, and only then takes whoever comes: no driver is needed to see it.
-        with closing(socket.create_connection(self.address, timeout=1.0)):
-            return "ready to accept connections" in Path(self.folder / "out.log").read_text()
+        return ["-D", str(self.data), "-p", str(self.port), *(w for each in settings for w in ("-c", each))]

@@ -14,14 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
+import sqlalchemy
 
 import distlock
+from distlock._core.drive import drive
 from distlock.bench import WORKLOADS, Plan, bench
 from distlock.bench._measure import Spread, Unknown, percentile
 from distlock.bench._servers import server_of
+from distlock.bench._sql import RowLock, SqlServer
+from distlock.testing.torture._colour import Colour
 
+from .databases import Database
 from .etcd_servers import EtcdServer
-from .postgres_servers import PostgresServer, require_postgres
+from .mariadb_servers import MariaDBServer
+from .postgres_servers import PostgresServer
 from .programs import wait_until
 from .redlock_tools import Nodes
 from .servers import RedisServer
@@ -112,11 +118,9 @@ def check_row(row: dict[str, Any], name: str, store: str) -> None:
         assert unknown == [None] * 3, "by INFO, and by --pid"
 
 
-def test_row_locks_of_a_database_stand_beside_and_leave_no_table(tmp_path: Path) -> None:
-    import sqlalchemy
-
-    require_postgres()
-    with PostgresServer() as server:
+@pytest.mark.parametrize("database", [PostgresServer, MariaDBServer])
+def test_row_locks_of_a_database_stand_beside_and_leave_no_table(tmp_path: Path, database: type[Database]) -> None:
+    with database() as server:
         workloads = "uncontended", "hand-off", "threads", "recovery", "capacity", "renewal"
         outcome = bench(quick(server.url, tmp_path.as_uri(), workloads=workloads, pids={1: server.pid}))
         assert outcome.failures == []
@@ -127,6 +131,27 @@ def test_row_locks_of_a_database_stand_beside_and_leave_no_table(tmp_path: Path)
         engine = sqlalchemy.create_engine(server.url)
         assert sqlalchemy.inspect(engine).get_table_names() == []
         engine.dispose()
+
+
+@pytest.mark.parametrize("database", [PostgresServer, MariaDBServer])
+def test_a_row_that_is_locked_is_waited_for_as_long_as_is_asked_and_no_longer(database: type[Database]) -> None:
+    async def main() -> None:
+        await rows.open(Colour("sync"))
+        held = rows.mutex("wanted", TIMEOUT)
+        assert await held.acquire()
+        late = rows.mutex("wanted", 0.01)  # nothing is waited for yet
+        assert not await late.acquire()
+        await held.release()
+        again = rows.mutex("wanted", TIMEOUT)
+        assert await again.acquire()
+        await again.release()
+
+    with database() as server:
+        table = SqlServer(server.url, "rows_of_the_test")
+        rows = RowLock(server.url, "rows_of_the_test", table.address)
+        drive(main())
+        drive(rows.close())
+        table.close()
 
 
 def test_it_refuses_to_run_where_names_like_its_own_are_in_use(env: dict[str, str], tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
-"""Rows that refuse a late write, through SQLAlchemy, on SQLite and PostgreSQL."""
+"""Rows that refuse a late write, through SQLAlchemy, on SQLite, PostgreSQL and MariaDB."""
 
 from __future__ import annotations
 
 import asyncio
-import operator
 import pickle
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Table,
-    create_engine,
     delete,
+    event,
     insert,
     inspect,
     literal,
@@ -28,76 +27,58 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import InvalidRequestError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Session
 
 import distlock
 from distlock import AsyncLease, ConfigurationError, DistLockError, Lease, LockLost
-from distlock.contrib.sqlalchemy import Fence, StaleToken, fence_column, fenced, write, write_async
+from distlock.contrib.sqlalchemy import StaleToken, fence_column, fenced, write
 
-from .postgres_servers import PostgresServer
-from .programs import wait_until
+from .sqlalchemy_tools import (
+    DATABASES,
+    WAYS,
+    Databases,
+    Gift,
+    Order,
+    Way,
+    by_async_session,
+    by_connection,
+    by_session,
+    lines,
+    order,
+    order_42,
+    orders,
+    returned,
+    rows,
+    shop,
+    written,
+)
 
-PATIENCE = 60
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Order(Base):
-    """A mapped class, whose attribute has another name than its column."""
-
-    __tablename__ = "orders"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    state: Mapped[str] = mapped_column(server_default="new")
-    kind: Mapped[str] = mapped_column(server_default="order")
-    written_by: Mapped[Fence] = mapped_column("fence")
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "order"}  # noqa: RUF012
-
-
-class Gift(Order):
-    __mapper_args__ = {"polymorphic_identity": "gift"}  # noqa: RUF012
-
-
-orders: Table = Base.metadata.tables["orders"]
-lines = Table("lines", Base.metadata, Column("order_id", Integer), Column("count", Integer))
-
-
-def order_42() -> Any:
-    return update(orders).where(orders.c.id == 42)
-
-
-def order(session: Session, number: int) -> Order:
-    return session.scalars(select(Order).where(Order.id == number)).one()
+RETURNING = ["sqlite", "postgres"]
+"""Those whose UPDATE can tell what it wrote."""
 
 
 @pytest.fixture(scope="module")
-def _postgres() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
-        yield server
+def databases() -> Iterator[Databases]:
+    with Databases() as databases:
+        yield databases
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/shop.db?timeout={PATIENCE}"
-    server: PostgresServer = request.getfixturevalue("_postgres")
-    return server.url
+@pytest.fixture(params=DATABASES)
+def url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> str:
+    return databases.url(request.param, tmp_path)
 
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Engine]:
-    """Of a database with the orders 41 to 43, none of which was ever written."""
-    engine = create_engine(url, poolclass=NullPool)
-    Base.metadata.drop_all(engine)
-    Base.metadata.create_all(engine)
-    with engine.begin() as connection:
-        connection.execute(insert(orders), [{"id": number} for number in (41, 42, 43)])
-    yield engine
-    engine.dispose()
+    with shop(url) as engine:
+        yield engine
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
+def way(request: pytest.FixtureRequest) -> Way:
+    found: Way = request.param
+    return found
 
 
 @pytest.fixture
@@ -109,61 +90,6 @@ def leases() -> tuple[Lease, Lease]:
         with locks.lock("orders:42") as second:
             pass
     return first, second
-
-
-# Who executes: each in a transaction of its own.
-
-
-written = operator.attrgetter("rowcount")
-returned = operator.methodcaller("all")
-
-
-def by_connection(engine: Engine, statement: Any, lease: Any, read: Any = written, **options: Any) -> Any:
-    with engine.begin() as connection:
-        return read(write(connection, statement, lease, **options))
-
-
-def by_session(engine: Engine, statement: Any, lease: Any, read: Any = written, **options: Any) -> Any:
-    with Session(engine) as session, session.begin():
-        return read(write(session, statement, lease, **options))
-
-
-def by_async_connection(engine: Engine, statement: Any, lease: Any, read: Any = written, **options: Any) -> Any:
-    async def main() -> Any:
-        async_engine = create_async_engine(async_url(engine), poolclass=NullPool)
-        async with async_engine.begin() as connection:
-            return await write_async(connection, statement, lease, **options)
-
-    return read(asyncio.run(main()))  # in a transaction no more: it has been read
-
-
-def by_async_session(engine: Engine, statement: Any, lease: Any, read: Any = written, **options: Any) -> Any:
-    async def main() -> Any:
-        async_engine = create_async_engine(async_url(engine), poolclass=NullPool)
-        async with AsyncSession(async_engine) as session, session.begin():
-            return await write_async(session, statement, lease, **options)
-
-    return read(asyncio.run(main()))  # in a transaction no more: it has been read
-
-
-def async_url(engine: Engine) -> Any:
-    return engine.url.set(drivername={"sqlite": "sqlite+aiosqlite"}.get(engine.url.drivername, engine.url.drivername))
-
-
-Way = Callable[..., Any]
-WAYS = [by_connection, by_session, by_async_connection, by_async_session]
-
-
-@pytest.fixture(params=WAYS, ids=lambda way: way.__name__)
-def way(request: pytest.FixtureRequest) -> Way:
-    found: Way = request.param
-    return found
-
-
-def rows(engine: Engine) -> dict[int, tuple[str, int]]:
-    with engine.connect() as connection:
-        found = connection.execute(select(orders.c.id, orders.c.state, orders.c.fence))
-        return {number: (state, fence) for number, state, fence in found}
 
 
 # One row.
@@ -244,6 +170,7 @@ def test_a_late_delete_is_refused(engine, way):
     assert 42 not in rows(engine)
 
 
+@pytest.mark.parametrize("url", RETURNING, indirect=True)
 def test_what_was_written_is_returned(engine, way):
     if "session" in way.__name__:
         statement = update(Order).where(Order.id > 41).returning(Order.state, Order.written_by)
@@ -254,6 +181,16 @@ def test_what_was_written_is_returned(engine, way):
     way(engine, order_42(), 9)
     with pytest.raises(StaleToken):
         way(engine, returning, 8)
+
+
+@pytest.mark.parametrize("token", [8, 9])
+def test_it_asks_twice(engine, token):
+    by_connection(engine, order_42(), 9)
+    asked: list[str] = []
+    with engine.begin() as connection, suppress(StaleToken):
+        event.listen(connection, "before_cursor_execute", lambda *args: asked.append(args[2].split()[0]))
+        write(connection, order_42().values(state="paid"), token)
+    assert asked == ["UPDATE", "SELECT"]
 
 
 # Several rows.
@@ -364,6 +301,7 @@ def test_the_error_is_a_lost_lock_and_crosses_processes(engine):
 # Mapped classes.
 
 
+@pytest.mark.parametrize("url", RETURNING, indirect=True)
 @pytest.mark.parametrize("sync", ["auto", "fetch", False])
 def test_objects_change_with_their_rows_only(engine, sync):
     statement = update(Order).where(Order.id <= 42).values(state="paid").execution_options(synchronize_session=sync)
@@ -375,6 +313,18 @@ def test_objects_change_with_their_rows_only(engine, sync):
         assert written(session.execute(fenced(statement, 4))) == 1
         assert (free.state, free.written_by) == (("paid", 4) if sync else ("new", 0))
         assert taken.state == "new", "it was not read again, and not written"
+
+
+def test_objects_are_those_of_the_database_after_a_write_that_was_refused(engine):
+    statement = update(Order).where(Order.id <= 42).values(state="paid")
+    with Session(engine) as session:
+        free, taken = order(session, 41), order(session, 42)
+        session.commit()
+        by_connection(engine, order_42().values(state="shipped"), 5)
+        with pytest.raises(StaleToken):
+            write(session, statement, 4)
+        session.rollback()
+        assert [(each.state, each.written_by) for each in (free, taken)] == [("new", 0), ("shipped", 5)]
 
 
 def test_objects_are_never_changed_by_a_guess(engine):
@@ -405,91 +355,3 @@ def test_an_object_is_changed_under_its_claim(engine):
         with pytest.raises(StaleToken):
             write(session, update(Order).where(Order.id == 42), 1)
     assert rows(engine)[42] == ("paid", 2)
-
-
-# At the same time.
-
-
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
-
-
-def blocked(engine: Engine) -> bool:
-    with engine.connect() as connection:
-        waiting: int = connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one()
-        return waiting > 0
-
-
-def while_open(engine: Engine, threads: Any, earlier: tuple[Any, int], later: Callable[[], Any]) -> Future[Any]:
-    """``later``, which was begun while ``earlier`` was written and not committed, and waited for it."""
-    with engine.begin() as connection:
-        write(connection, *earlier)
-        done = threads.submit(later)
-        wait_until(lambda: done.done() or blocked(engine), "the other to wait", PATIENCE)
-        assert not done.done()
-    found: Future[Any] = done
-    return found
-
-
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
-@pytest.mark.parametrize("statement", [order_42().values(state="late"), delete(orders).where(orders.c.id == 42)])
-def test_who_waited_for_a_newer_token_is_refused(engine, way, threads, statement):
-    newer = order_42().values(state="paid"), 2
-    late = while_open(engine, threads, newer, lambda: way(engine, statement, 1))
-    with pytest.raises(StaleToken) as refused:
-        late.result(PATIENCE)
-    assert refused.value.seen == 2
-    assert rows(engine)[42] == ("paid", 2)
-
-
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
-def test_who_waited_for_an_older_token_writes(engine, way, threads):
-    older = order_42().values(state="early"), 1
-    newer = while_open(engine, threads, older, lambda: way(engine, order_42().values(state="paid"), 2))
-    assert newer.result(PATIENCE) == 1
-    assert rows(engine)[42] == ("paid", 2)
-
-
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
-def test_of_several_rows_one_is_enough_to_wait_for_and_be_refused(engine, way, threads):
-    late = while_open(
-        engine, threads, (order_42().values(state="paid"), 2), lambda: way(engine, update(orders).values(state="x"), 1)
-    )
-    with pytest.raises(StaleToken):
-        late.result(PATIENCE)
-    assert rows(engine) == {41: ("new", 0), 42: ("paid", 2), 43: ("new", 0)}
-
-
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
-def test_a_newer_token_that_is_rolled_back_refuses_nobody(engine, threads):
-    with engine.connect() as connection:
-        write(connection, order_42().values(state="paid"), 2)
-        late = threads.submit(by_connection, engine, order_42().values(state="early"), 1)
-        wait_until(lambda: late.done() or blocked(engine), "the other to wait", PATIENCE)
-        connection.rollback()
-    assert late.result(PATIENCE) == 1
-    assert rows(engine)[42] == ("early", 1)
-
-
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
-@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_transaction_that_sees_an_old_moment_writes_nothing_late(engine, level):
-    with engine.connect().execution_options(isolation_level=level) as late:
-        late.execute(select(orders)).all()
-        with engine.begin() as connection:
-            write(connection, order_42().values(state="paid"), 2)
-        with pytest.raises(OperationalError, match="could not serialize"):
-            write(late, order_42().values(state="late"), 1)
-    assert rows(engine)[42] == ("paid", 2)
-
-
-@pytest.mark.parametrize("way", [by_connection, by_session], ids=lambda way: way.__name__)
-def test_of_a_crowd_the_newest_token_stays(engine, way, threads):
-    tokens = 3, 8, 1, 6, 2, 7, 4, 5
-    done = [threads.submit(way, engine, order_42().values(state=str(token)), token) for token in tokens]
-    errors = [each.exception(PATIENCE) for each in done]
-    assert {type(error) for error in errors} <= {StaleToken, type(None)}
-    assert errors[tokens.index(8)] is None
-    assert rows(engine)[42] == ("8", 8)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import BackendError, BackendUnavailable, ConfigurationError
 from .._open import without_secrets
@@ -17,21 +17,26 @@ from ._servers import NOT_TOLD, Usage
 
 __all__ = ("RowLock", "SqlServer", "is_sql")
 
+T = TypeVar("T")
+
 DIALECTS = ("postgresql", "mysql", "mariadb")
 POOL = 256
 """Connections at most: each row that is locked takes one."""
 ROW = "floor"
 
+PROCESSES = "SELECT count(*) FROM information_schema.processlist WHERE user NOT IN ('system user', 'event_scheduler')"
 # By dialect: how long to wait for a row, and how many connections the server has.
 TIMEOUT = {
     "postgresql": lambda seconds: f"SET LOCAL lock_timeout = {max(1, math.ceil(seconds * 1000))}",
-    "mysql": lambda seconds: f"SET SESSION innodb_lock_wait_timeout = {max(1, math.ceil(seconds))}",
+    "mariadb": lambda seconds: f"SET SESSION max_statement_time = {max(0.001, seconds)}",
+    "mysql": lambda seconds: f"SET SESSION innodb_lock_wait_timeout = {max(1, math.ceil(seconds))}",  # no less than 1 s
 }
 CONNECTIONS = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'",
-    "mysql": "SELECT count(*) FROM information_schema.processlist",
+    "mariadb": PROCESSES,
+    "mysql": PROCESSES,
 }
-GAVE_UP = {"55P03", "1205"}
+GAVE_UP = {"55P03", "1969", "1205"}
 """What the drivers' errors are called when a row was not to be had in time."""
 
 
@@ -55,6 +60,11 @@ def _engine(url: str) -> Any:
         raise ConfigurationError(f"{error.name}, the driver of {dialect}, is not installed") from error
     except sqlalchemy.exc.ArgumentError:  # whose text may repeat the URL
         raise ConfigurationError("not a usable SQL URL: dialect+driver://user:password@host/database") from None
+
+
+def _own(choices: Mapping[str, T], engine: Any) -> T:
+    """The one of its dialect. A URL of MySQL's may lead to MariaDB: it is known once connected."""
+    return choices["mariadb" if getattr(engine.dialect, "is_mariadb", False) else engine.dialect.name]
 
 
 @contextmanager
@@ -87,11 +97,15 @@ class RowLock:
 
     def mutex(self, key: str, timeout: float) -> Mutex:
         """The row is there afterwards."""
-        import sqlalchemy
-        import sqlalchemy.exc
+        from sqlalchemy import text
+        from sqlalchemy.exc import IntegrityError
 
-        with _mapped(self.address), suppress(sqlalchemy.exc.IntegrityError), self._engine.begin() as connection:
-            connection.execute(sqlalchemy.text(f"INSERT INTO {self.table} VALUES (:key)"), {"key": key})  # noqa: S608
+        found = text(f"SELECT name FROM {self.table} WHERE name = :key")  # noqa: S608
+        added = text(f"INSERT INTO {self.table} VALUES (:key)")  # noqa: S608
+        with _mapped(self.address), suppress(IntegrityError), self._engine.begin() as connection:
+            # MySQL and MariaDB would have the INSERT wait for whoever has locked the row.
+            if connection.execute(found, {"key": key}).first() is None:
+                connection.execute(added, {"key": key})
         return _Row(self, self._engine, key, timeout)
 
     async def close(self) -> None:
@@ -104,7 +118,7 @@ class _Row:
         from sqlalchemy import text
 
         self._engine, self._address = engine, way.address
-        self._patience = text(TIMEOUT["postgresql" if engine.dialect.name == "postgresql" else "mysql"](timeout))
+        self._patience = text(_own(TIMEOUT, engine)(timeout))
         self._select = text(f"SELECT name FROM {way.table} WHERE name = :key FOR UPDATE")  # noqa: S608
         self._key = {"key": key}
 
@@ -118,7 +132,7 @@ class _Row:
                 connection.execute(self._select, self._key)
             except BaseException as error:
                 connection.close()
-                if isinstance(error, sql.DBAPIError) and _code(error.orig) in GAVE_UP:
+                if isinstance(error, sql.DBAPIError) and not GAVE_UP.isdisjoint(_codes(error.orig)):
                     return False
                 raise
         self._connection = connection
@@ -132,8 +146,9 @@ class _Row:
                 self._connection.close()
 
 
-def _code(error: Any) -> str:
-    return str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or (error.args or [""])[0])
+def _codes(error: Any) -> list[str]:
+    """By whatever name drivers have them: some have both a number and a state of SQL, which says less."""
+    return [str(getattr(error, name, "")) for name in ("sqlstate", "pgcode")] + [str(arg) for arg in error.args[:1]]
 
 
 class SqlServer:
@@ -170,9 +185,9 @@ class SqlServer:
         """The rest is for ``--pid``."""
         from sqlalchemy import text
 
-        question = CONNECTIONS["postgresql" if self._engine.dialect.name == "postgresql" else "mysql"]
         with self._engine.connect() as connection:
-            return Usage(NOT_TOLD, NOT_TOLD, float(connection.execute(text(question)).scalar_one()) - 2)
+            question = text(_own(CONNECTIONS, self._engine))
+            return Usage(NOT_TOLD, NOT_TOLD, float(connection.execute(question).scalar_one()) - 2)
 
     def close(self) -> None:
         """Drops the table."""

@@ -60,7 +60,8 @@ def fenced(statement: S, lease: Lease | AsyncLease | int, *, column: str = "fenc
     """
     token = _token(lease)
     fence = _fence(statement, column)
-    # No ORM can work out coalesce() in Python, so objects in a session change only if their rows did.
+    # No ORM can work out coalesce() in Python, so objects in a session change only if their rows did; on MySQL and
+    # MariaDB, whose UPDATE returns nothing, if theirs were about to.
     guarded = statement.where(func.coalesce(fence, 0) <= token)
     return cast(S, guarded.values({fence: token}) if isinstance(guarded, Update) else guarded)
 
@@ -83,11 +84,12 @@ def write(
     look at ``rowcount``. An UPDATE without values claims its rows: nobody with an older token writes them from then
     on, and nobody at all until the transaction ends.
 
-    Two requests to the database, SQLite or PostgreSQL. Under REPEATABLE READ and above PostgreSQL raises a
-    serialization failure, SQLAlchemy's `OperationalError`, as for any UPDATE that lost a race. MySQL and MariaDB refuse
-    as well, but under their default, REPEATABLE READ, may say so by ``rowcount`` alone. Whether the lease is still held
-    is not asked: the row knows better. ``lease``, ``column``: as for `fenced`; ``key``: for the error, where ``lease``
-    is a bare token.
+    Two requests to the database, SQLite, PostgreSQL or MariaDB. Under REPEATABLE READ and above PostgreSQL raises a
+    serialization failure, SQLAlchemy's `OperationalError`, as for any UPDATE that lost a race. So does MariaDB with
+    ``innodb_snapshot_isolation``, which is on from 11.6; without it, `StaleToken` at any level. There, and on
+    MySQL, whose SQL is the same and which is not tested, the second request locks the rows that it reads. Whether the
+    lease is still held is not asked: the row knows better. ``lease``, ``column``: as for `fenced`; ``key``: for the
+    error, where ``lease`` is a bare token.
     """
     result = cast("CursorResult[Any]", connection.execute(fenced(statement, lease, column=column)))
     seen = _newest(connection, statement, _fence(statement, column), _token(lease))
@@ -136,6 +138,8 @@ def _newest(connection: Connection | Session, statement: Update | Delete, fence:
     """
     about = statement.entity_description
     newest = select(func.max(fence)).select_from(about.get("entity", about["table"])).where(fence > token)
+    for dialect in ("mysql", "mariadb"):  # a plain SELECT would see what the first one of the transaction saw
+        newest = newest.suffix_with("LOCK IN SHARE MODE", dialect=dialect)
     if statement.whereclause is not None:
         newest = newest.where(statement.whereclause)
     seen: int | None = connection.execute(newest).scalar_one()
