@@ -66,6 +66,13 @@ def test_the_books_are_right_whatever_happens(database: str) -> None:
     assert report.purchases > 15
 
 
+@pytest.mark.timeout(900)
+def test_a_server_of_somebody_else_is_not_restarted(redis_url: str) -> None:
+    report = sale(clients=10, stock=10, rush=0.5, redis=redis_url, faults=("redis-restarts",))
+    assert wrong(report) == {}
+    assert report.happened == []
+
+
 def test_each_protection_has_its_row() -> None:
     assert list(WITHOUT) == list(PROTECTIONS)
 

@@ -70,6 +70,7 @@ def sale(
     tell: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """One sale. ``database``: a new one, or SQLite. ``redis``: a server, which does not restart, or one of its own."""
+    faults = [each for each in faults if not (redis and each == "redis-restarts")]
     with tempfile.TemporaryDirectory(prefix="flash-sale-") as folder:
         settings = Settings(database=database, redis=redis, services="", folder=folder, stock=stock, without=without)
         settings = replace(settings, **HASTE, faults=",".join(each for each in faults if each in FROM_INSIDE))
