@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -13,9 +14,11 @@ import anyio
 import pytest
 from flash_sale.running.console import ending_in_order, run
 from flash_sale.settings import Settings
+from flash_sale.trial.faults import _First, happened
 from flash_sale.trial.load import ALL_FAULTS, Report, _Sale, sale
 from flash_sale.trial.without import PROTECTIONS
 
+from .flash_sale_tools import Killed
 from .postgres_servers import PostgresServer
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +118,22 @@ def test_a_fault_waits_for_a_victim(tmp_path: Path) -> None:
     system: Any = System()
     anyio.run(_Sale(system, clients=0, rush=0, faults=set(), tell=print)._kill)
     assert system.killed == [2, 4, 6]
+
+
+def test_a_fault_that_dies_as_it_is_noted_may_happen_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them may strike in two threads of one process. One that is noted has the process and the order with it."""
+    first = _First(str(tmp_path), "saga-pauses")
+
+    def die() -> int:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("os.getpid", die)
+        first("order")
+    assert happened(str(tmp_path), "saga-pauses") is None
+    assert first("order")
+    assert not first("another")
+    assert happened(str(tmp_path), "saga-pauses") == (os.getpid(), "order")
 
 
 @pytest.mark.timeout(300)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,8 +29,10 @@ __all__ = ("FAULTS", "happened", "install", "replace")
 def happened(folder: str, fault: str) -> tuple[int, str] | None:
     """The process that it has happened to, and which order it was at if that matters; None: not yet."""
     path = Path(folder, f"{fault}.fault")
-    pid, _, order = path.read_text().partition(" ") if path.exists() else ("", "", "")
-    return (int(pid), order) if pid else None
+    if not path.exists():
+        return None
+    pid, _, order = path.read_text().partition(" ")
+    return int(pid), order
 
 
 def install(folder: str, faults: str) -> None:
@@ -45,11 +48,14 @@ class _First:
         self._path = Path(folder, f"{fault}.fault")
 
     def __call__(self, order: str = "") -> bool:
-        try:
-            with self._path.open("x") as file:
-                file.write(f"{os.getpid()} {order}")
-        except FileExistsError:
-            return False
+        # In one step: another fault may kill the process at any line.
+        with tempfile.NamedTemporaryFile("w", dir=self._path.parent) as note:
+            note.write(f"{os.getpid()} {order}")
+            note.flush()
+            try:
+                os.link(note.name, self._path)
+            except FileExistsError:
+                return False
         return True
 
     def dies(self, here: bool = True) -> None:
