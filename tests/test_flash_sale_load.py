@@ -14,6 +14,8 @@ import anyio
 import pytest
 from flash_sale.running.console import ending_in_order, run
 from flash_sale.settings import Settings
+from flash_sale.tables import reading
+from flash_sale.trial.audit import reader
 from flash_sale.trial.faults import _First, happened
 from flash_sale.trial.load import ALL_FAULTS, Report, _Sale, sale
 from flash_sale.trial.without import PROTECTIONS
@@ -67,6 +69,12 @@ def test_the_books_are_right_whatever_happens(database: str) -> None:
     assert wrong(report) == {}
     assert set(report.happened) == set(ALL_FAULTS)
     assert report.purchases > 15
+
+
+def test_who_reads_the_books_may_be_slow() -> None:
+    """Slower than PostgreSQL allows the shop to be in a transaction."""
+    with PostgresServer() as server, reader(server.url) as engine, reading(engine) as connection:
+        assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "0"
 
 
 @pytest.mark.timeout(900)
@@ -127,9 +135,10 @@ def test_a_fault_that_dies_as_it_is_noted_may_happen_still(tmp_path: Path, monke
     def die() -> int:
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr("os.getpid", die)
-        first("order")
+        with pytest.raises(Killed):
+            first("order")
     assert happened(str(tmp_path), "saga-pauses") is None
     assert first("order")
     assert not first("another")

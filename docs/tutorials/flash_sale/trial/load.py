@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 
 from ..running.console import run
 from ..running.system import System
 from ..settings import Settings
-from ..tables import engine_of, feed, orders, outbox, reading, reservations
+from ..tables import feed, orders, outbox, reading, reservations
 from . import faults
-from .audit import Finding, audit, read
+from .audit import Finding, audit, read, reader
 from .crowd import Crowd, crowd_of
 
 __all__ = ("ALL_FAULTS", "Report", "sale")
@@ -89,22 +89,22 @@ class _Sale:
         self._settings = system.settings
         self._faults = faults
         self._tell = tell
-        self._engine = engine_of(system.settings.database)
+        self._engine: Engine
         self._crowd = Crowd(system.url, crowd_of(clients, rush, system.settings.limit))
         self._done: list[str] = []
 
     async def run(self) -> Report:
         begun = time.monotonic()
-        async with anyio.create_task_group() as tasks:
-            for fault, happen in (("redis-restarts", self._restart_redis), ("kills", self._kill)):
-                if fault in self._faults:
-                    tasks.start_soon(happen)
-            tasks.start_soon(self._resume)
-            await self._crowd.buy()
-            self._tell(f"the crowd has gone, with {self._crowd.bought} orders")
-            await self._settle()
-            tasks.cancel_scope.cancel()
-        self._engine.dispose()
+        with reader(self._settings.database) as self._engine:
+            async with anyio.create_task_group() as tasks:
+                for fault, happen in (("redis-restarts", self._restart_redis), ("kills", self._kill)):
+                    if fault in self._faults:
+                        tasks.start_soon(happen)
+                tasks.start_soon(self._resume)
+                await self._crowd.buy()
+                self._tell(f"the crowd has gone, with {self._crowd.bought} orders")
+                await self._settle()
+                tasks.cancel_scope.cancel()
         seconds = time.monotonic() - begun
         died = int(self._has_happened("publisher-dies"))
         books = read(self._settings, self._crowd.purchases, died)

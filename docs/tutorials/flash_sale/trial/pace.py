@@ -17,7 +17,8 @@ from sqlalchemy import Engine, func, select
 from ..running.console import run
 from ..running.system import System
 from ..settings import Settings
-from ..tables import engine_of, orders, reading
+from ..tables import orders, reading
+from .audit import reader
 from .databases import new_database
 
 __all__ = ("Pace", "measure")
@@ -90,16 +91,15 @@ async def _race(system: System, seconds: float, clients: int) -> tuple[float, fl
 
 async def _until_completed(system: System) -> tuple[int, float]:
     """How many orders were, and when the last of them was. Without a lock some never are."""
-    engine = engine_of(system.settings.database)
     before, since = 0, time.monotonic()
-    while time.monotonic() < since + STUCK:
-        completed, waiting = await anyio.to_thread.run_sync(_count, engine)
-        if completed != before:
-            before, since = completed, time.monotonic()
-        if not waiting:
-            break
-        await anyio.sleep(GLANCE)
-    engine.dispose()
+    with reader(system.settings.database) as engine:
+        while time.monotonic() < since + STUCK:
+            completed, waiting = await anyio.to_thread.run_sync(_count, engine)
+            if completed != before:
+                before, since = completed, time.monotonic()
+            if not waiting:
+                break
+            await anyio.sleep(GLANCE)
     return before, since
 
 
