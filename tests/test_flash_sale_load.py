@@ -7,20 +7,23 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
 import pytest
+from flash_sale import outbox
 from flash_sale.running.console import ending_in_order, run
+from flash_sale.services import database_of, metadata
 from flash_sale.settings import Settings
 from flash_sale.tables import reading
-from flash_sale.trial.audit import reader
+from flash_sale.trial.audit import Finding, read, reader, sent_once
 from flash_sale.trial.faults import _First, happened
 from flash_sale.trial.load import ALL_FAULTS, Report, _Sale, sale
 from flash_sale.trial.without import PROTECTIONS
 
-from .flash_sale_tools import Killed
+from .flash_sale_tools import Killed, Sale
 from .postgres_servers import PostgresServer
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +60,7 @@ def wrong(report: Report) -> dict[str, tuple[str, ...]]:
     return {finding.claim: finding.breaches for finding in report.breaches}
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_the_books_are_right_whatever_happens(database: str) -> None:
     """Processes are killed in the middle, one is stopped for longer than its lease, and Redis restarts."""
@@ -77,6 +80,39 @@ def test_who_reads_the_books_may_be_slow() -> None:
         assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "0"
 
 
+def test_each_takeover_may_send_a_batch_again(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One publisher is killed when it has sent an event, and the next one when it has sent a batch; no more."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    def send_and_die(redis: Any, event: Any, entry: str) -> None:
+        send(redis, event, entry)
+        raise Killed
+
+    send = outbox.send
+    settings = Settings(database=f"sqlite:///{tmp_path}/shop.db", redis=redis_url, services="", folder=str(tmp_path))
+    with ExitStack() as stack:
+        shop = Sale(settings, stack)
+        with reader(database_of(settings)) as services:
+            metadata.create_all(services)
+        for _ in range(outbox.BATCH + 2):
+            shop.order()
+        for death in ({"send": send_and_die}, {"note": die}):
+            with monkeypatch.context() as patch, shop.elect("publisher") as lease:
+                patch.setattr(outbox, *death.popitem())
+                with pytest.raises(Killed):
+                    shop.publish(monkeypatch, lease)
+        shop.publish(monkeypatch)
+        assert sent_once(read(settings, ())) == Finding("one publisher: at most 20 events sent again", "11 again", ())
+
+        (last,) = shop.redis.xrevrange(outbox.STREAM, count=1)
+        token, _, number = last[0].partition("-")
+        for again in range(10):
+            shop.redis.xadd(outbox.STREAM, last[1], id=f"{token}-{int(number) + 1 + again}")
+        assert sent_once(read(settings, ())).breaches == ("21 were sent again",)
+
+
 @pytest.mark.timeout(900)
 def test_a_server_of_somebody_else_is_not_restarted(redis_url: str) -> None:
     report = sale(clients=10, stock=10, rush=0.5, redis=redis_url, faults=("redis-restarts",))
@@ -94,7 +130,7 @@ def test_the_tutorial_tells_of_each_fault_and_protection() -> None:
     assert [name for name in names if not re.search(rf"^\| *`?{name}`? *\|", told, re.MULTILINE)] == []
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 def test_each_protection_is_needed() -> None:
     """In one test, so that no two sales share the processors: they are what the others of this run wait for."""
     unneeded = {}

@@ -106,8 +106,7 @@ class _Sale:
                 await self._settle()
                 tasks.cancel_scope.cancel()
         seconds = time.monotonic() - begun
-        died = int(self._has_happened("publisher-dies"))
-        books = read(self._settings, self._crowd.purchases, died)
+        books = read(self._settings, self._crowd.purchases)
         happened = [fault for fault in faults.FAULTS if self._has_happened(fault)]
         return Report(audit(books), [*happened, *self._done], self._crowd.bought, seconds)
 
