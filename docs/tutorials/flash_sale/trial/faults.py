@@ -23,7 +23,7 @@ from .. import outbox, shop
 from ..clients import Services
 from ..saga import Saga
 
-__all__ = ("FAULTS", "happened", "install", "replace")
+__all__ = ("FAULTS", "happened", "install", "is_over", "replace")
 
 
 def happened(folder: str, fault: str) -> tuple[int, str] | None:
@@ -33,6 +33,11 @@ def happened(folder: str, fault: str) -> tuple[int, str] | None:
         return None
     pid, _, order = path.read_text().partition(" ")
     return int(pid), order
+
+
+def is_over(folder: str, fault: str) -> bool:
+    """Whether the process that was stopped has gone on, and is done with what it was at."""
+    return Path(folder, f"{fault}.over").exists()
 
 
 def install(folder: str, faults: str) -> None:
@@ -57,6 +62,10 @@ class _First:
             except FileExistsError:
                 return False
         return True
+
+    def is_over(self) -> None:
+        """It changes nothing any more."""
+        self._path.with_suffix(".over").touch()
 
     def dies(self, here: bool = True) -> None:
         """Kills this process, if nobody else has died of it."""
@@ -115,11 +124,13 @@ def saga_pauses(first: _First) -> None:
     record, ensure_held, begin = Saga.record, Lease.ensure_held, Engine.begin
 
     def noted(saga: Saga, step: Any, lease: Lease) -> None:
-        recording.payment = step.order if step.name == "pay" else None
+        recording.payment, recording.late = step.order if step.name == "pay" else None, False
         try:
             record(saga, step, lease)
         finally:
             recording.payment = None
+            if recording.late:
+                first.is_over()
 
     def paused(lease: Lease, at_least: float = 0.0) -> int:
         token = ensure_held(lease, at_least)
@@ -127,6 +138,7 @@ def saga_pauses(first: _First) -> None:
         if order:
             with between_transactions:
                 if first(order):
+                    recording.late = True
                     # This thread first: it must not come back and open the gate before the others stand still.
                     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return token

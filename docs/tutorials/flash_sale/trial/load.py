@@ -5,26 +5,32 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
+from redis import Redis, RedisError
 from sqlalchemy import Engine, func, select
 
+from ..outbox import STREAM
 from ..running.console import run
 from ..running.system import System
 from ..settings import Settings
-from ..tables import feed, orders, outbox, reading, reservations
+from ..tables import orders, outbox, position, reading, reservations
 from . import faults
 from .audit import Finding, audit, read, reader
 from .crowd import Crowd, crowd_of
+from .without import ENDLESS
 
 __all__ = ("ALL_FAULTS", "Report", "sale")
 
-ALL_FAULTS = (*faults.FAULTS, "redis-restarts", "kills")
+OUTSIDE = {"redis-restarts": 0.4, "kills": 0.2}
+"""Faults from outside, with the part of the stock that has orders then."""
+ALL_FAULTS = (*faults.FAULTS, *OUTSIDE)
 HASTE: dict[str, Any] = {
     "reservation": 3.0,
     "lease": 2.0,
@@ -35,6 +41,10 @@ HASTE: dict[str, Any] = {
     "outages": 3,
 }
 """Settings by which a sale ends soon."""
+STUCK = 120.0
+"""Seconds without a change, after which nothing will change: a busy machine takes some to start a process again."""
+STUCK_WITHOUT = 30.0
+"""The same without one of `ENDLESS`: more often than not there is no end."""
 GLANCE = 0.2
 """Seconds between two looks at what has happened."""
 
@@ -99,7 +109,7 @@ class _Sale:
             async with anyio.create_task_group() as tasks:
                 for fault, happen in (("redis-restarts", self._restart_redis), ("kills", self._kill)):
                     if fault in self._faults:
-                        tasks.start_soon(happen)
+                        tasks.start_soon(self._in_time, fault, happen)
                 tasks.start_soon(self._resume)
                 await self._crowd.buy()
                 self._tell(f"the crowd has gone, with {self._crowd.bought} orders")
@@ -112,28 +122,27 @@ class _Sale:
 
     # Faults from outside
 
+    async def _in_time(self, fault: str, happen: Callable[[], Awaitable[None]]) -> None:
+        await _until(partial(self._is_due, fault))
+        await happen()
+        self._done.append(fault)
+
+    def _is_due(self, fault: str) -> bool:
+        return self._crowd.bought >= OUTSIDE[fault] * self._settings.stock / self._settings.limit
+
     async def _restart_redis(self) -> None:
-        await self._bought(0.4)
         self._tell("Redis is killed, and starts again")
         await anyio.to_thread.run_sync(self._system.restart_redis)
-        self._done.append("redis-restarts")
 
     async def _kill(self) -> None:
         """Whatever they are at."""
-        await self._bought(0.2)
         for role in ("shop", "saga", "consumer"):
             self._system.kill(await _until(partial(self._victim, role)))
-        self._done.append("kills")
 
     def _victim(self, role: str) -> int | None:
         """None: they have all just died of other faults, and start again."""
         stopped, _ = faults.happened(self._settings.folder, "saga-pauses") or (0, "")
         return next((pid for pid in self._system.pids(role) if pid != stopped), None)  # that one is to come back late
-
-    async def _bought(self, part: float) -> None:
-        """Waits until a part of the stock has orders."""
-        enough = part * self._settings.stock / self._settings.limit
-        await _until(lambda: self._crowd.bought >= enough)
 
     async def _resume(self) -> None:
         """Whoever was stopped goes on, when somebody else has finished its work."""
@@ -151,14 +160,13 @@ class _Sale:
 
     async def _settle(self) -> None:
         """Until all is done; or until nothing has changed for so long that nothing will."""
-        haste = self._settings
-        longest = 3 * max(haste.reservation, haste.lease, haste.overdue + haste.slow, haste.longest)
+        longest = STUCK_WITHOUT if self._settings.without in ENDLESS else STUCK
         before, since = None, time.monotonic()
         while time.monotonic() < since + longest:
             now = await anyio.to_thread.run_sync(self._progress)
             if now != before:
                 before, since = now, time.monotonic()
-            elif now[1] and time.monotonic() > since + 2 * haste.overdue:
+            elif now[1] and time.monotonic() > since + 2 * self._settings.overdue:
                 return
             await anyio.sleep(GLANCE)
 
@@ -171,11 +179,24 @@ class _Sale:
             found = [tuple(row) for row in connection.execute(states.order_by(orders.c.state))]
             waiting = connection.scalars(held).one()
             sent, written = connection.execute(published).one()
-            heard = connection.scalars(select(func.count()).select_from(feed)).one()
+            heard = connection.scalars(select(position.c.entry)).one()
         open_orders = {state for state, _ in found} & {"placed", "compensating"}
-        paused = faults.happened(self._settings.folder, "saga-pauses")
-        ended = not open_orders and not waiting and sent == written and heard >= written
-        return (found, waiting, sent, written, heard, paused), ended
+        faulty = self._is_in_a_fault()
+        ended = not (open_orders or waiting or faulty) and sent == written and heard == self._last_sent()
+        return (found, waiting, sent, written, heard, faulty), ended
+
+    def _last_sent(self) -> str:
+        """Where the consumer is when it has had all, those that were sent twice too."""
+        with suppress(RedisError), Redis.from_url(self._settings.redis, decode_responses=True) as redis:
+            last: Any = redis.xrevrange(STREAM, count=1)
+            return str(last[0][0]) if last else "0-0"
+        return "it is down"
+
+    def _is_in_a_fault(self) -> bool:
+        """Whether one has begun that is not over: a kill, or the worker that was stopped is to come back."""
+        stopped, _ = faults.happened(self._settings.folder, "saga-pauses") or (0, "")
+        late = stopped in self._system.pids("saga") and not faults.is_over(self._settings.folder, "saga-pauses")
+        return late or any(self._is_due(each) for each in self._faults & {*OUTSIDE} - {*self._done})
 
     def _ask(self, question: Any) -> Any:
         with reading(self._engine) as connection:

@@ -23,7 +23,7 @@ from ..settings import Settings
 from ..tables import customers, orders, product, reading, reservations
 from .faults import replace
 
-__all__ = ("PROTECTIONS", "install")
+__all__ = ("ENDLESS", "PROTECTIONS", "install")
 
 MEANWHILE = 0.02
 """Seconds in which two of them meet, also on a machine that does one thing at a time."""
@@ -190,6 +190,9 @@ def library(settings: Settings) -> None:
     replace(worker, elected=alone)
     replace(outbox, write=lambda connection, statement, lease: connection.execute(statement))
 
+
+ENDLESS = ("expiry", "lock", "overdue")
+"""Without these something may stay as it is for ever."""
 
 PROTECTIONS: dict[str, Callable[[Settings], None]] = {
     "conditional-decrement": conditional_decrement,
