@@ -135,7 +135,8 @@ def test_each_protection_is_needed() -> None:
     """In one test, so that no two sales share the processors: they are what the others of this run wait for."""
     unneeded = {}
     for protection, broken in WITHOUT.items():
-        report = sale(clients=40, stock=30, rush=1, without=protection, faults=broken.faults)
+        # Enough for everyone: whoever comes too late for a piece shows nothing.
+        report = sale(clients=40, stock=80, rush=1, without=protection, faults=broken.faults)
         if broken.claim not in wrong(report):
             unneeded[protection] = (wrong(report), report.happened)
     assert unneeded == {}
@@ -183,7 +184,7 @@ def test_a_fault_that_dies_as_it_is_noted_may_happen_still(tmp_path: Path, monke
 
 @pytest.mark.timeout(300)
 def test_a_breach_is_the_status() -> None:
-    few = ("--clients", "10", "--stock", "10", "--rush", "0.5")
+    few = ("--clients", "10", "--stock", "20", "--rush", "0.5")  # for everyone, twice
     done = subprocess.run(
         [*COMMAND, "load", *few, "--without", "idempotency-key"], capture_output=True, text=True, check=False
     )

@@ -27,7 +27,7 @@ from .processes import CannotStart, Process, end, listen
 __all__ = ("CannotStart", "System", "opening_database")
 
 TUTORIALS = Path(__file__).resolve().parents[2]
-START_TIMEOUT = 60.0
+START_TIMEOUT = 180.0
 """Seconds, for each of them to answer on a busy machine."""
 SHORTEST_LIFE = 1.0
 """Seconds between two starts of the same process: one that dies at once must not keep the machine busy."""

@@ -62,7 +62,7 @@ class Crowd:
 
     url: str
     customers: Sequence[Customer]
-    patience: float = 60.0
+    patience: float = 120.0
     """Seconds for which somebody tries again who gets no answer."""
     purchases: list[Purchase] = field(default_factory=list)
 
