@@ -19,6 +19,7 @@ from flash_sale.services import database_of, metadata
 from flash_sale.settings import Settings
 from flash_sale.tables import reading
 from flash_sale.trial.audit import Finding, read, reader, sent_once
+from flash_sale.trial.commands import _paces
 from flash_sale.trial.faults import _First, happened
 from flash_sale.trial.load import ALL_FAULTS, Report, _Sale, sale
 from flash_sale.trial.without import PROTECTIONS
@@ -203,6 +204,12 @@ def test_its_pace_is_measured() -> None:
     assert done.returncode == 0, done.stderr
     table = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
     assert [row[1].strip(" -") for row in table] == ["shop", "", "without distlock", "with it"]
+
+
+def test_a_pace_of_nothing_has_no_ratio() -> None:
+    """On a machine that is busy with other things nothing may be bought while it is measured."""
+    assert _paces([8.0, 9.0], [0.0, 3.0]) == ("8 (8–9)", "3.00")
+    assert _paces([0.0], [0.0]) == ("0 (0–0)", "–")
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,10 @@ def throughput(
 
 
 def _paces(rates: Sequence[float], floor: Sequence[float]) -> tuple[str, str]:
-    """The median with the range, and the median of the ratios in each round."""
-    ratios = [rate / base for rate, base in zip(rates, floor, strict=True)]
+    """The median with the range, and the median of the ratios in each round; a dash if there are none."""
+    ratios = [rate / base for rate, base in zip(rates, floor, strict=True) if base]
     middle = f"{Pace.median(rates):.0f} ({min(rates):.0f}–{max(rates):.0f})"
-    return middle, f"{Pace.median(ratios):.2f}"
+    return middle, f"{Pace.median(ratios):.2f}" if ratios else "–"
 
 
 def _shortly(breaches: Sequence[str]) -> str:

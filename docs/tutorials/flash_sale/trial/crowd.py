@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,13 @@ import httpx
 
 from .audit import Purchase
 
-__all__ = ("Crowd", "Customer", "crowd_of")
+__all__ = ("Crowd", "Customer", "ask", "crowd_of", "new_key")
 
 CARDS = ("ok", "slow", "ok", "lost-reply", "ok", "declined", "ok", "refund-fails")
 PAUSE = 0.3
 """Seconds between two tries."""
+PATIENCE = 120.0
+"""Seconds for which somebody tries again who gets no answer."""
 TRIES = 4
 """How often somebody asks who was told that all is sold: reservations expire."""
 
@@ -62,8 +64,6 @@ class Crowd:
 
     url: str
     customers: Sequence[Customer]
-    patience: float = 120.0
-    """Seconds for which somebody tries again who gets no answer."""
     purchases: list[Purchase] = field(default_factory=list)
 
     async def buy(self) -> None:
@@ -85,7 +85,7 @@ class Crowd:
         await anyio.sleep(customer.arrives)
         async with anyio.create_task_group() as tasks:
             for _ in range(customer.baskets):
-                purchase, reservation = Purchase(_key()), _key()
+                purchase, reservation = Purchase(new_key()), new_key()
                 self.purchases.append(purchase)
                 for _ in range(customer.clicks):
                     tasks.start_soon(self._click, client, customer, purchase, reservation)
@@ -95,7 +95,7 @@ class Crowd:
         wish = {"customer": customer.name, "quantity": customer.quantity}
         for attempt in range(TRIES):
             await anyio.sleep(PAUSE * attempt)
-            reserved = await self._ask(client, "/reservations", wish, key)
+            reserved = await ask(client, "/reservations", wish, key)
             if reserved.status_code == 201:
                 break
         else:
@@ -103,25 +103,26 @@ class Crowd:
         if customer.pays:
             payment = {"card": customer.card, "address": customer.address}
             payment["reservation"] = reserved.json()["reservation"]
-            ordered = await self._ask(client, "/checkout", payment, purchase.key)
+            ordered = await ask(client, "/checkout", payment, purchase.key)
             if ordered.status_code == 202:
                 purchase.answers.append(ordered.json()["order"])
 
-    async def _ask(self, client: httpx.AsyncClient, path: str, body: dict[str, Any], key: str) -> httpx.Response:
-        """An answer, however often it takes to get one. The same key each time: it is the same request."""
-        deadline = anyio.current_time() + self.patience
-        while True:
-            try:
-                answer = await client.post(path, json=body, headers={"Idempotency-Key": key})
-                if answer.status_code < 500 and "retry-after" not in answer.headers:
-                    return answer
-                said = f"{answer.status_code} {answer.text}"
-            except httpx.TransportError as error:
-                said = repr(error)
-            if anyio.current_time() > deadline:
-                raise TimeoutError(f"{path} gave no answer in {self.patience} s, but {said}")
-            await anyio.sleep(PAUSE)
+
+async def ask(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], key: str) -> httpx.Response:
+    """An answer, however often it takes to get one. The same key each time: it is the same request."""
+    deadline = anyio.current_time() + PATIENCE
+    while True:
+        try:
+            answer = await client.post(path, json=body, headers={"Idempotency-Key": key})
+            if answer.status_code < 500 and "retry-after" not in answer.headers:
+                return answer
+            said = f"{answer.status_code} {answer.text}"
+        except httpx.TransportError as error:
+            said = repr(error)
+        if anyio.current_time() > deadline:
+            raise TimeoutError(f"{path} gave no answer in {PATIENCE} s, but {said}")
+        await anyio.sleep(PAUSE)
 
 
-def _key() -> str:
+def new_key() -> str:
     return f'"{uuid.uuid4()}"'

@@ -19,6 +19,7 @@ from ..running.system import System
 from ..settings import Settings
 from ..tables import orders, reading
 from .audit import reader
+from .crowd import ask, new_key
 from .databases import new_database
 
 __all__ = ("Pace", "measure")
@@ -71,9 +72,9 @@ async def _race(system: System, seconds: float, clients: int) -> tuple[float, fl
         nonlocal done
         while time.monotonic() < begun + WARM + seconds:
             wish = {"customer": str(uuid.uuid4()), "quantity": 1}
-            reserved = await client.post("/reservations", json=wish, headers=_key())
+            reserved = await ask(client, "/reservations", wish, new_key())
             payment = {"reservation": reserved.raise_for_status().json()["reservation"], "card": "ok"}
-            ordered = await client.post("/checkout", json={**payment, "address": "home"}, headers=_key())
+            ordered = await ask(client, "/checkout", {**payment, "address": "home"}, new_key())
             ordered.raise_for_status()
             done += begun + WARM < time.monotonic() < begun + WARM + seconds
 
@@ -109,7 +110,3 @@ def _count(engine: Engine) -> tuple[int, int]:
         states = select(orders.c.state, func.count().label("number")).group_by(orders.c.state)
         counted = {each.state: each.number for each in connection.execute(states)}
     return counted.get("completed", 0), counted.get("placed", 0) + counted.get("compensating", 0)
-
-
-def _key() -> dict[str, str]:
-    return {"Idempotency-Key": f'"{uuid.uuid4()}"'}
