@@ -188,13 +188,12 @@ def test_what_is_shown_is_of_one_moment(sale: Sale) -> None:
 
 
 def test_who_is_stopped_in_a_transaction_does_not_stop_the_sale(
-    databases: Databases, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    databases: Databases, redis_url: str, tmp_path: Path
 ) -> None:
     """PostgreSQL takes its locks from it. (SQLite has one writer, and nobody who could.)"""
     settings = Settings(database=databases.new("postgresql", tmp_path), redis=redis_url, services="", folder="")
     with ExitStack() as stack:
         sale = Sale(settings, stack)
-        monkeypatch.setattr(tables, "IDLE", "idle_in_transaction_session_timeout=50ms")
         engine = engine_of(settings.database)
         stack.callback(engine.dispose)
         with engine.connect() as stopped:
