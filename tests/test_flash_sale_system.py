@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from flash_sale.running.processes import listen
-from flash_sale.running.system import CannotStart, System
+from flash_sale.running.processes import TIED, CannotStart, listen
+from flash_sale.running.system import System
 from flash_sale.settings import Settings
 from flash_sale.tables import create, engine_of
 from redis import Redis
@@ -116,6 +117,8 @@ def test_kill_9_leaves_nobody(start: Callable[..., subprocess.Popen[str]], tmp_p
     url_of(process, tmp_path)
     family = family_of(process)
     (stopped,) = family_of(process, ["flash_sale.worker", "consumer"])
+    # The shop answers, and the consumer may not even be what it is to become: then nothing ties it to its parent yet.
+    wait_until(lambda: str(TIED) not in stopped.cmdline(), "the consumer to be tied")
     stopped.suspend()
 
     process.kill()
@@ -210,6 +213,20 @@ def test_without_redis_server_it_says_what_to_do(tmp_path: Path, monkeypatch: py
     says = "no redis-server on this machine: install it, or give --redis URL"
     with pytest.raises(CannotStart, match=says), System(settings_in(tmp_path)):
         pass
+
+
+def test_a_port_of_a_server_that_starts_again_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last connections hold the port; it alone, as the one who wants this very port, may have it."""
+    with listen() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Redis does
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()
+            assert client.recv(1) == b""
+    monkeypatch.setattr("random.sample", lambda ports, number: [port])
+    with pytest.raises(CannotStart, match="in use"):
+        listen()
+    listen(port).close()
 
 
 def test_a_port_that_is_taken_is_status_2(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def listen(port: int = 0) -> socket.socket:
     problem: OSError | None = None
     for each in [port] if port else random.sample(PORTS, 200):
         listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Any port is not one that was in use a moment ago: its server may be about to start again.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port != 0))
         # Connections inherit it. Those of a listener that was handed down would wait for acknowledgements else.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
