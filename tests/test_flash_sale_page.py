@@ -22,8 +22,8 @@ from distlock.testing.proxy import FaultProxy
 from .browsers import beside, chromium
 from .servers import require_redis
 
-pytestmark = pytest.mark.timeout(300)  # a dozen processes start
-SOON = 60_000
+pytestmark = pytest.mark.timeout(900)  # a dozen processes start
+SOON = 120_000
 """Milliseconds, on a machine that is busy with other tests."""
 
 
@@ -56,6 +56,7 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
         if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
             errors.append(message.text)
 
+    page.set_default_timeout(SOON)
     page.on("console", heed)
     page.on("pageerror", lambda error: errors.append(str(error)))
     try:
