@@ -32,7 +32,7 @@ OUTSIDE = {"redis-restarts": 0.4, "kills": 0.2}
 """Faults from outside, with the part of the stock that has orders then."""
 ALL_FAULTS = (*faults.FAULTS, *OUTSIDE)
 HASTE: dict[str, Any] = {
-    "reservation": 3.0,
+    "reservation": 10.0,  # a busy machine takes some from there to the checkout
     "lease": 2.0,
     "overdue": 1.0,
     "slow": 2.5,
