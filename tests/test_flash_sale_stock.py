@@ -119,6 +119,38 @@ def test_a_reservation_gives_one_order_however_often_it_is_checked_out(sale: Sal
     assert sale.check_out(reservation, "another card", purchase="another") is None
 
 
+def test_a_purchase_gives_one_order_though_redis_has_forgotten_its_keys(sale: Sale) -> None:
+    """The same two requests reserve once more, and what was reserved for nothing expires."""
+
+    def click() -> tuple[str, str]:
+        reserved = sale.post("/reservations", "reserve", customer="ada", quantity=1).json()["reservation"]
+        ordered = sale.post("/checkout", "buy", reservation=reserved, card="good", address="home")
+        return reserved, ordered.json()["order"]
+
+    first, order = click()
+    assert click() == (first, order)
+    sale.redis.flushdb()
+    second, again = click()
+    assert second != first
+    assert again == order
+    assert books(sale)[1] == {"ordered": 1, "held": 1}
+
+
+def test_reservations_of_one_purchase_give_one_order_at_the_same_time(sale: Sale) -> None:
+    for number in range(4):
+        customer, start = f"customer {number}", Barrier(2)
+        reserved = [sale.reserve(customer) for _ in range(2)]
+
+        def buy(window: int, reserved: list[str] = reserved, start: Barrier = start) -> str | None:
+            start.wait()
+            return sale.check_out(reserved[window], purchase="one")
+
+        found = at_once(2, buy)
+        assert None not in found
+        assert len({*found}) == 1, "and those of other customers, under the same key, are theirs"
+    assert books(sale)[1] == {"ordered": 4, "held": 4}
+
+
 def test_what_has_expired_gives_no_order(brief: Sale) -> None:
     reservation = brief.reserve()
     stock.expire(brief.engine)

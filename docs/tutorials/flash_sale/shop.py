@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from fastapi import FastAPI, Header, HTTPException
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import IntegrityError
 
 import distlock
 from distlock.contrib.asgi import IdempotencyMiddleware, IdempotencyOptions
@@ -22,7 +23,7 @@ from . import stock
 from .live import PERIOD, Live
 from .saga import place
 from .settings import Settings
-from .tables import engine_of, orders, reservations
+from .tables import engine_of, orders, reading, reservations
 
 __all__ = ("create_app",)
 
@@ -99,30 +100,33 @@ def protect(app: FastAPI, locks: distlock.Manager, settings: Settings) -> None:
 
 
 def checkout(engine: Engine, payment: Payment, price: int, purchase: str) -> str | None:
-    """The order of a reservation, new or, if somebody died before the answer was kept, as it is. None: it has
-    expired, or is ordered already."""
-    with engine.begin() as connection:
-        if not stock.order(connection, payment.reservation):
-            return order_of(connection, payment.reservation, purchase)
-        which = select(reservations.c.customer, reservations.c.quantity).where(reservations.c.id == payment.reservation)
-        customer, quantity = connection.execute(which).one()
-        order = {
-            "id": str(uuid.uuid4()),
-            "reservation": payment.reservation,
-            "purchase": purchase,
-            "customer": customer,
-            "quantity": quantity,
-            "cents": quantity * price,
-            "card": payment.card,
-            "address": payment.address,
-        }
-        place(connection, order)
-    return str(order["id"])
+    """The order of a purchase: a new one or, if it has one already, that. None: the reservation has expired, or is
+    ordered by another purchase."""
+    with suppress(IntegrityError), engine.begin() as connection:  # raised if the purchase has an order: see `orders`
+        if stock.order(connection, payment.reservation):
+            which = select(reservations.c.customer, reservations.c.quantity)
+            customer, quantity = connection.execute(which.where(reservations.c.id == payment.reservation)).one()
+            order = {
+                "id": str(uuid.uuid4()),
+                "reservation": payment.reservation,
+                "purchase": purchase,
+                "customer": customer,
+                "quantity": quantity,
+                "cents": quantity * price,
+                "card": payment.card,
+                "address": payment.address,
+            }
+            place(connection, order)
+            return str(order["id"])
+    with reading(engine) as connection:
+        return order_of(connection, payment.reservation, purchase)
 
 
 def order_of(connection: Connection, reservation: str, purchase: str) -> str | None:
-    """What this very purchase ordered before. Another one of the same reservation may have another card: no."""
-    same = orders.c.reservation == reservation, orders.c.purchase == purchase
+    """What this very purchase of this customer ordered before, perhaps of another reservation: after Redis has
+    forgotten the key of the first. Another purchase of the same reservation may have another card: no."""
+    customer = select(reservations.c.customer).where(reservations.c.id == reservation).scalar_subquery()
+    same = orders.c.customer == customer, orders.c.purchase == purchase
     return connection.scalars(select(orders.c.id).where(*same)).first()
 
 
