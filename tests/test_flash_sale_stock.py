@@ -95,6 +95,25 @@ def test_more_than_a_database_can_count_is_no_wish() -> None:
         Wish(customer="somebody", quantity=-1)
 
 
+@pytest.mark.parametrize("text", ["\0", "x" * 70_000], ids=["nul", "long"])
+@pytest.mark.parametrize("field", ["customer", "reservation", "card", "address"])
+def test_what_no_row_and_no_address_takes_is_refused_at_the_door(sale: Sale, field: str, text: str) -> None:
+    """PostgreSQL takes no NUL; a refund has the card in its URL, and would fail for ever."""
+    if field == "customer":
+        answer = sale.post("/reservations", "key", customer=text, quantity=1)
+    else:
+        payment = {"reservation": sale.reserve(), "card": "good", "address": "home", field: text}
+        answer = sale.post("/checkout", "key", **payment)
+    assert answer.status_code == 422
+
+
+def test_a_key_too_long_for_an_index_is_refused_at_the_door(sale: Sale) -> None:
+    """The middleware knows no end of its parameters."""
+    payment = {"reservation": sale.reserve(), "card": "good", "address": "home"}
+    assert sale.post("/checkout", 'key";more="' + "x" * 3000, **payment).status_code == 422
+    assert sale.post("/checkout", 'other";more="' + "x" * 200, **payment).status_code == 202
+
+
 def test_sweepers_put_back_what_expired_once(brief: Sale) -> None:
     for _ in range(8):
         brief.reserve()

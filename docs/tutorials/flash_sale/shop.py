@@ -30,19 +30,23 @@ __all__ = ("create_app",)
 PAGE = Path(__file__).parent / "page.html"
 
 
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+"""What a row takes, on PostgreSQL too, and the URL by which a step is undone: what these refuse, hangs for ever."""
+
+
 class Wish(BaseModel):
     """To have so many, for a while."""
 
-    customer: str = Field(min_length=1, max_length=64)
+    customer: Text = Field(min_length=1, max_length=64)
     quantity: int = Field(ge=1, le=1000)
 
 
 class Payment(BaseModel):
     """To buy what was reserved."""
 
-    reservation: str
-    card: str
-    address: str
+    reservation: Text
+    card: Text
+    address: Text
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -72,7 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return {"reservation": reservation, "expires_in": settings.reservation}
 
     @app.post("/checkout", status_code=202)
-    def check_out(payment: Payment, idempotency_key: Annotated[str, Header()]) -> dict[str, str]:
+    def check_out(payment: Payment, idempotency_key: Annotated[str, Header(max_length=600)]) -> dict[str, str]:
         order = checkout(engine, payment, settings.price, idempotency_key)
         if order is None:
             raise HTTPException(410, "the reservation has expired, or is ordered already")
