@@ -178,12 +178,12 @@ def test_a_lost_answer_is_asked_for_again(sale: Sale) -> None:
 def test_a_refund_that_fails_is_seen_and_tried_again(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
     order = sale.order("refund-fails", "nowhere")
     saga = sale.saga(backoff=1000.0, longest=1000.0)
-    for attempts in (1, 2):
+    for failed in (1, 2):
         sale.drive(saga)
         assert sale.state(order) == "compensating"
         (stuck,) = sale.live()["stuck"]
         assert stuck.pop("next_try_in") > 0
-        assert stuck == {"order": order, "step": "pay", "attempts": attempts, "error": "pay: refunds are down"}
+        assert stuck == {"order": order, "step": "pay", "failed": failed, "error": "pay: refunds are down"}
         sale.make_due()
     sale.drive(saga)
     assert sale.live()["stuck"] == []
@@ -198,8 +198,35 @@ def test_a_refund_is_tried_however_often_it_has_failed(sale: Sale) -> None:
     sale.make_due(attempts=5000)
     sale.drive(saga)
     (stuck,) = sale.live()["stuck"]
-    assert stuck["attempts"] == 5001
+    assert stuck["failed"] == 5001
     assert stuck["next_try_in"] > 0
+
+
+def test_what_failed_to_be_undone_is_seen_and_nothing_else(sale: Sale) -> None:
+    """Not that it could not be done, before; not a try that runs; but one that ended as nobody has thought of."""
+    seen: list[list[tuple[str, int, str]]] = []
+    faults = iter([Unavailable("ship: down"), None, ValueError("pay: too much"), None])
+
+    class Watching(Services):
+        def do(self, step: Any) -> None:
+            if step.name == "ship":
+                raise Unavailable("ship: no answer")
+            super().do(step)
+
+        def undo(self, step: Any) -> None:
+            seen.append([(each["step"], each["failed"], each["error"]) for each in sale.live()["stuck"]])
+            if fault := next(faults):
+                raise fault
+            super().undo(step)
+
+    order = sale.order()
+    saga = sale.saga(services=Watching, attempts=1)
+    with pytest.raises(ValueError, match="too much"):
+        sale.drive(saga)
+    sale.drive(saga)
+    assert seen == [[], [("ship", 1, "ship: down")], [], [("pay", 1, None)]]
+    assert sale.live()["stuck"] == []
+    assert sale.state(order) == "compensated"
 
 
 @pytest.mark.parametrize("kind", [Deaf, DeafOnce], ids=["never-heard", "then-refused"])

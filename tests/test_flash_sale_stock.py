@@ -11,13 +11,17 @@ from threading import Barrier
 
 import pytest
 from flash_sale import stock, tables
+from flash_sale.live import snapshot
 from flash_sale.settings import Settings
 from flash_sale.shop import Wish
 from flash_sale.tables import customers, engine_of, orders, product, reading, reservations, steps
 from pydantic import ValidationError
 from sqlalchemy import Column, event, func, select, text, true, update
 
+import distlock
+
 from .flash_sale_tools import DATABASES, Databases, Sale, at_once
+from .programs import bind_free_port
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +240,16 @@ def test_what_is_shown_is_of_one_moment(sale: Sale) -> None:
     shown = sale.live()["product"]
     other.dispose()
     assert (shown["available"], shown["reserved"], shown["sold"]) == (9, 1, 0)
+
+
+def test_that_nobody_knows_of_the_locks_is_not_that_there_are_none(sale: Sale) -> None:
+    assert sale.live()["locks"] == []
+    with bind_free_port() as bound:  # nobody listens
+        url = f"redis://127.0.0.1:{bound.getsockname()[1]}"
+        with distlock.connect(url, namespace="flash") as locks:
+            shown = snapshot(sale.engine, locks, sale.settings)
+    assert shown["locks"] is None
+    assert "refused" in shown["trouble"]
 
 
 def test_who_is_stopped_in_a_transaction_does_not_stop_the_sale(
