@@ -266,6 +266,9 @@ class _Reader:
             _let_go(self._lease)
         return answer
 
+    def xrange(self, *args: Any, **options: Any) -> Any:
+        return self._redis.xrange(*args, **options)
+
 
 def _let_go(lease: Lease) -> None:
     with suppress(DistLockError):

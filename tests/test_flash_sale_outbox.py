@@ -173,6 +173,19 @@ def test_an_event_that_is_too_new_stops_the_consumer(sale: Sale, monkeypatch: py
     assert where(sale)[1:] == (3, 2)
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_events_are_heard_by_either_protocol_of_redis(
+    databases: Databases, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    redis = f"{redis_url}?protocol={protocol}"
+    with ExitStack() as stack:
+        sale = Sale(Settings(database=databases.new("sqlite", tmp_path), redis=redis, services="", folder=""), stack)
+        order = sale.order()
+        sale.publish(monkeypatch)
+        sale.consume()
+        assert sale.heard() == [(order, "placed")]
+
+
 @pytest.mark.parametrize("after", [1, 4])
 def test_the_position_of_the_consumer_and_what_it_counted_are_one(
     sale: Sale, monkeypatch: pytest.MonkeyPatch, after: int
@@ -192,15 +205,15 @@ def test_the_position_of_the_consumer_and_what_it_counted_are_one(
 
 def after_reading(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """``happens`` once, when a consumer has read the stream, and not yet written what it makes of it."""
-    read = Redis.xread
+    read = Redis.xrange
 
-    def reads(redis: Any, streams: Any, **options: Any) -> Any:
-        answer = read(redis, streams, **options)
-        monkeypatch.setattr(Redis, "xread", read)
+    def reads(redis: Any, *args: Any, **options: Any) -> Any:
+        answer = read(redis, *args, **options)
+        monkeypatch.setattr(Redis, "xrange", read)
         happens()
         return answer
 
-    monkeypatch.setattr(Redis, "xread", reads)
+    monkeypatch.setattr(Redis, "xrange", reads)
 
 
 def test_a_consumer_who_is_late_counts_nothing(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
