@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import flash_sale
 import pytest
 from flash_sale import outbox as events
 from flash_sale.outbox import STREAM, UnknownVersion
@@ -15,11 +17,13 @@ from flash_sale.settings import Settings
 from flash_sale.tables import orders, outbox, position, reading
 from redis import Redis
 from redis.exceptions import ResponseError
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from distlock.contrib.sqlalchemy import StaleToken
 
 from .flash_sale_tools import DATABASES, Databases, Killed, Sale, at_once
+
+TUTORIAL = Path(flash_sale.__file__).parent.with_name("flash-sale.md")
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,28 @@ def test_events_are_heard_by_either_protocol_of_redis(
         sale.publish(monkeypatch)
         sale.consume()
         assert sale.heard() == [(order, "placed")]
+
+
+def test_what_a_lost_stream_had_is_sent_again_as_the_tutorial_says(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
+    (again,) = re.findall(r"```sql\n(.*?)```", TUTORIAL.read_text("utf-8"), re.DOTALL)
+    order = sale.order(quantity=2)
+    sale.publish(monkeypatch)
+    sale.consume()
+    tell(sale, order, "paid", "shipped")
+    sale.publish(monkeypatch)  # and nobody consumes it
+    sale.redis.flushdb()
+    tell(sale, order, "completed")
+    for _ in range(2):
+        sale.publish(monkeypatch)
+        sale.consume()
+    assert [kind for _, kind in sale.heard()] == ["placed", "completed"]
+    with sale.engine.begin() as connection:
+        connection.execute(text(again))
+    sale.publish(monkeypatch)
+    sale.consume()
+    assert [kind for _, kind in sale.heard()] == ["placed", "completed", "paid", "shipped"]
+    assert where(sale)[1:] == (4, 2)
+    assert waiting(sale) == 0
 
 
 @pytest.mark.parametrize("after", [1, 4])
