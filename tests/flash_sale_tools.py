@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import anyio
 import httpx
 import pytest
 from flash_sale import outbox as events, stock
@@ -21,7 +22,7 @@ from flash_sale.live import snapshot
 from flash_sale.saga import Saga
 from flash_sale.services import database_of, deeds
 from flash_sale.settings import Settings
-from flash_sale.shop import Payment, checkout
+from flash_sale.shop import Payment, checkout, create_app
 from flash_sale.tables import create, engine_of, feed, now, orders, outbox, reading, steps
 from flash_sale.trial.audit import audit, read
 from redis import Redis
@@ -133,6 +134,19 @@ class Sale:
         """``purchase``: its key; the same for each time if there is none."""
         payment = Payment(reservation=reservation, card=card, address=address)
         return checkout(self.engine, payment, self.settings.price, purchase or f"of {reservation}")
+
+    def post(self, path: str, key: str, **body: object) -> httpx.Response:
+        """What a process of the shop answers that has just been started."""
+
+        async def ask() -> httpx.Response:
+            app = create_app(self.settings)
+            async with (
+                app.router.lifespan_context(app),
+                httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client,
+            ):
+                return await client.post(path, json=body, headers={"Idempotency-Key": f'"{key}"'})
+
+        return anyio.run(ask)
 
     def order(self, card: str = "good", address: str = "home", quantity: int = 1) -> str:
         placed = self.check_out(self.reserve(quantity=quantity), card, address)
@@ -251,6 +265,9 @@ class _Reader:
         if not answer:
             _let_go(self._lease)
         return answer
+
+    def xrange(self, *args: Any, **options: Any) -> Any:
+        return self._redis.xrange(*args, **options)
 
 
 def _let_go(lease: Lease) -> None:

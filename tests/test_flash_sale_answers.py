@@ -59,6 +59,8 @@ def services(url: str, tmp_path: Path) -> Iterator[Services]:
         (500, b"Internal Server Error", Unavailable, "pay: 500 Internal Server Error"),
         (503, b'{"detail": "later"}', Unavailable, "pay: later"),
         (302, b"", Unavailable, "pay: 302 Found"),
+        (402, b'{"detail": "no \\u0000 and \\ud800"}', Refused, "pay: no ? and ?"),  # PostgreSQL takes neither
+        (503, b"[" * 100_000, Unavailable, "pay: 503 Service Unavailable"),
     ],
 )
 def test_only_what_is_surely_a_refusal_is_one(
@@ -73,3 +75,10 @@ def test_only_what_is_surely_a_refusal_is_one(
 def test_what_was_done_was_done(services: Services) -> None:
     Answering.status, Answering.body = 200, b"{}"
     services.do(STEP)
+
+
+def test_what_cannot_be_asked_for_is_not_lost(services: Services) -> None:
+    """It is tried again, and seen meanwhile."""
+    long: Any = SimpleNamespace(**{**vars(STEP), "card": "x" * 70_000})
+    with pytest.raises(Unavailable, match="InvalidURL"):
+        services.undo(long)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import flash_sale
 import pytest
 from flash_sale import outbox as events
 from flash_sale.outbox import STREAM, UnknownVersion
@@ -15,11 +17,13 @@ from flash_sale.settings import Settings
 from flash_sale.tables import orders, outbox, position, reading
 from redis import Redis
 from redis.exceptions import ResponseError
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from distlock.contrib.sqlalchemy import StaleToken
 
 from .flash_sale_tools import DATABASES, Databases, Killed, Sale, at_once
+
+TUTORIAL = Path(flash_sale.__file__).parent.with_name("flash-sale.md")
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +177,41 @@ def test_an_event_that_is_too_new_stops_the_consumer(sale: Sale, monkeypatch: py
     assert where(sale)[1:] == (3, 2)
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_events_are_heard_by_either_protocol_of_redis(
+    databases: Databases, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    redis = f"{redis_url}?protocol={protocol}"
+    with ExitStack() as stack:
+        sale = Sale(Settings(database=databases.new("sqlite", tmp_path), redis=redis, services="", folder=""), stack)
+        order = sale.order()
+        sale.publish(monkeypatch)
+        sale.consume()
+        assert sale.heard() == [(order, "placed")]
+
+
+def test_what_a_lost_stream_had_is_sent_again_as_the_tutorial_says(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
+    (again,) = re.findall(r"```sql\n(.*?)```", TUTORIAL.read_text("utf-8"), re.DOTALL)
+    order = sale.order(quantity=2)
+    sale.publish(monkeypatch)
+    sale.consume()
+    tell(sale, order, "paid", "shipped")
+    sale.publish(monkeypatch)  # and nobody consumes it
+    sale.redis.flushdb()
+    tell(sale, order, "completed")
+    for _ in range(2):
+        sale.publish(monkeypatch)
+        sale.consume()
+    assert [kind for _, kind in sale.heard()] == ["placed", "completed"]
+    with sale.engine.begin() as connection:
+        connection.execute(text(again))
+    sale.publish(monkeypatch)
+    sale.consume()
+    assert [kind for _, kind in sale.heard()] == ["placed", "completed", "paid", "shipped"]
+    assert where(sale)[1:] == (4, 2)
+    assert waiting(sale) == 0
+
+
 @pytest.mark.parametrize("after", [1, 4])
 def test_the_position_of_the_consumer_and_what_it_counted_are_one(
     sale: Sale, monkeypatch: pytest.MonkeyPatch, after: int
@@ -192,15 +231,15 @@ def test_the_position_of_the_consumer_and_what_it_counted_are_one(
 
 def after_reading(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """``happens`` once, when a consumer has read the stream, and not yet written what it makes of it."""
-    read = Redis.xread
+    read = Redis.xrange
 
-    def reads(redis: Any, streams: Any, **options: Any) -> Any:
-        answer = read(redis, streams, **options)
-        monkeypatch.setattr(Redis, "xread", read)
+    def reads(redis: Any, *args: Any, **options: Any) -> Any:
+        answer = read(redis, *args, **options)
+        monkeypatch.setattr(Redis, "xrange", read)
         happens()
         return answer
 
-    monkeypatch.setattr(Redis, "xread", reads)
+    monkeypatch.setattr(Redis, "xrange", reads)
 
 
 def test_a_consumer_who_is_late_counts_nothing(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:

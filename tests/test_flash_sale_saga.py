@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flash_sale import worker
 from flash_sale.clients import Refused, Services, Unavailable
 from flash_sale.saga import Saga
 from flash_sale.settings import Settings
@@ -178,12 +181,12 @@ def test_a_lost_answer_is_asked_for_again(sale: Sale) -> None:
 def test_a_refund_that_fails_is_seen_and_tried_again(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
     order = sale.order("refund-fails", "nowhere")
     saga = sale.saga(backoff=1000.0, longest=1000.0)
-    for attempts in (1, 2):
+    for failed in (1, 2):
         sale.drive(saga)
         assert sale.state(order) == "compensating"
         (stuck,) = sale.live()["stuck"]
         assert stuck.pop("next_try_in") > 0
-        assert stuck == {"order": order, "step": "pay", "attempts": attempts, "error": "pay: refunds are down"}
+        assert stuck == {"order": order, "step": "pay", "failed": failed, "error": "pay: refunds are down"}
         sale.make_due()
     sale.drive(saga)
     assert sale.live()["stuck"] == []
@@ -198,8 +201,35 @@ def test_a_refund_is_tried_however_often_it_has_failed(sale: Sale) -> None:
     sale.make_due(attempts=5000)
     sale.drive(saga)
     (stuck,) = sale.live()["stuck"]
-    assert stuck["attempts"] == 5001
+    assert stuck["failed"] == 5001
     assert stuck["next_try_in"] > 0
+
+
+def test_what_failed_to_be_undone_is_seen_and_nothing_else(sale: Sale) -> None:
+    """Not that it could not be done, before; not a try that runs; but one that ended as nobody has thought of."""
+    seen: list[list[tuple[str, int, str]]] = []
+    faults = iter([Unavailable("ship: down"), None, ValueError("pay: too much"), None])
+
+    class Watching(Services):
+        def do(self, step: Any) -> None:
+            if step.name == "ship":
+                raise Unavailable("ship: no answer")
+            super().do(step)
+
+        def undo(self, step: Any) -> None:
+            seen.append([(each["step"], each["failed"], each["error"]) for each in sale.live()["stuck"]])
+            if fault := next(faults):
+                raise fault
+            super().undo(step)
+
+    order = sale.order()
+    saga = sale.saga(services=Watching, attempts=1)
+    with pytest.raises(ValueError, match="too much"):
+        sale.drive(saga)
+    sale.drive(saga)
+    assert seen == [[], [("ship", 1, "ship: down")], [], [("pay", 1, None)]]
+    assert sale.live()["stuck"] == []
+    assert sale.state(order) == "compensated"
 
 
 @pytest.mark.parametrize("kind", [Deaf, DeafOnce], ids=["never-heard", "then-refused"])
@@ -343,6 +373,52 @@ def test_one_worker_drives_an_order_and_the_other_leaves(sale: Sale) -> None:
         driving.result(60)
     assert asked_by(second) == []
     assert sale.events(order) == COMPLETED
+
+
+class Scans:
+    """In the place of a worker's pool and pauses: what was found in a scan is driven when the next is to begin."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Future[None], Callable[[], None]]] = []
+        self.number = 0
+
+    def __enter__(self) -> Scans:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """All is done."""
+
+    def submit(self, drive: Callable[..., None], *about: Any) -> Future[None]:
+        future: Future[None] = Future()
+        self._found.append((future, partial(drive, *about)))
+        return future
+
+    def end(self) -> None:
+        self.number += 1
+        while self._found:
+            future, drive = self._found.pop()
+            future.set_result(drive())
+
+
+def test_orders_that_others_are_at_are_in_nobodys_way(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are overdue for longest, and as many as a worker takes at once."""
+    monkeypatch.setattr(worker, "THREADS", 2)
+    scans, other, saga = Scans(), sale.saga(), sale.saga()
+    for _ in range(worker.THREADS):
+        sale.held(other.lock(sale.order()))
+    behind = sale.order()
+
+    def pause(seconds: float) -> None:
+        scans.end()
+        if sale.state(behind) == "completed":
+            raise Killed
+        assert scans.number < 100, "it has never been looked at"
+
+    monkeypatch.setattr(worker, "ThreadPoolExecutor", lambda threads: scans)
+    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr(worker, "Saga", lambda *_: saga)
+    with pytest.raises(Killed):
+        worker.drive_orders(sale.engine, sale.locks, sale.settings)
 
 
 def test_many_threads_share_few_connections(sale: Sale, monkeypatch: pytest.MonkeyPatch) -> None:

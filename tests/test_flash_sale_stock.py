@@ -11,13 +11,17 @@ from threading import Barrier
 
 import pytest
 from flash_sale import stock, tables
+from flash_sale.live import snapshot
 from flash_sale.settings import Settings
 from flash_sale.shop import Wish
 from flash_sale.tables import customers, engine_of, orders, product, reading, reservations, steps
 from pydantic import ValidationError
 from sqlalchemy import Column, event, func, select, text, true, update
 
+import distlock
+
 from .flash_sale_tools import DATABASES, Databases, Sale, at_once
+from .programs import bind_free_port
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,25 @@ def test_more_than_a_database_can_count_is_no_wish() -> None:
         Wish(customer="somebody", quantity=-1)
 
 
+@pytest.mark.parametrize("text", ["\0", "x" * 70_000], ids=["nul", "long"])
+@pytest.mark.parametrize("field", ["customer", "reservation", "card", "address"])
+def test_what_no_row_and_no_address_takes_is_refused_at_the_door(sale: Sale, field: str, text: str) -> None:
+    """PostgreSQL takes no NUL; a refund has the card in its URL, and would fail for ever."""
+    if field == "customer":
+        answer = sale.post("/reservations", "key", customer=text, quantity=1)
+    else:
+        payment = {"reservation": sale.reserve(), "card": "good", "address": "home", field: text}
+        answer = sale.post("/checkout", "key", **payment)
+    assert answer.status_code == 422
+
+
+def test_a_key_too_long_for_an_index_is_refused_at_the_door(sale: Sale) -> None:
+    """The middleware knows no end of its parameters."""
+    payment = {"reservation": sale.reserve(), "card": "good", "address": "home"}
+    assert sale.post("/checkout", 'key";more="' + "x" * 3000, **payment).status_code == 422
+    assert sale.post("/checkout", 'other";more="' + "x" * 200, **payment).status_code == 202
+
+
 def test_sweepers_put_back_what_expired_once(brief: Sale) -> None:
     for _ in range(8):
         brief.reserve()
@@ -117,6 +140,38 @@ def test_a_reservation_gives_one_order_however_often_it_is_checked_out(sale: Sal
     assert len({*found}) == 1
     assert sale.events(str(found[0])) == ["placed"]
     assert sale.check_out(reservation, "another card", purchase="another") is None
+
+
+def test_a_purchase_gives_one_order_though_redis_has_forgotten_its_keys(sale: Sale) -> None:
+    """The same two requests reserve once more, and what was reserved for nothing expires."""
+
+    def click() -> tuple[str, str]:
+        reserved = sale.post("/reservations", "reserve", customer="ada", quantity=1).json()["reservation"]
+        ordered = sale.post("/checkout", "buy", reservation=reserved, card="good", address="home")
+        return reserved, ordered.json()["order"]
+
+    first, order = click()
+    assert click() == (first, order)
+    sale.redis.flushdb()
+    second, again = click()
+    assert second != first
+    assert again == order
+    assert books(sale)[1] == {"ordered": 1, "held": 1}
+
+
+def test_reservations_of_one_purchase_give_one_order_at_the_same_time(sale: Sale) -> None:
+    for number in range(4):
+        customer, start = f"customer {number}", Barrier(2)
+        reserved = [sale.reserve(customer) for _ in range(2)]
+
+        def buy(window: int, reserved: list[str] = reserved, start: Barrier = start) -> str | None:
+            start.wait()
+            return sale.check_out(reserved[window], purchase="one")
+
+        found = at_once(2, buy)
+        assert None not in found
+        assert len({*found}) == 1, "and those of other customers, under the same key, are theirs"
+    assert books(sale)[1] == {"ordered": 4, "held": 4}
 
 
 def test_what_has_expired_gives_no_order(brief: Sale) -> None:
@@ -185,6 +240,16 @@ def test_what_is_shown_is_of_one_moment(sale: Sale) -> None:
     shown = sale.live()["product"]
     other.dispose()
     assert (shown["available"], shown["reserved"], shown["sold"]) == (9, 1, 0)
+
+
+def test_that_nobody_knows_of_the_locks_is_not_that_there_are_none(sale: Sale) -> None:
+    assert sale.live()["locks"] == []
+    with bind_free_port() as bound:  # nobody listens
+        url = f"redis://127.0.0.1:{bound.getsockname()[1]}"
+        with distlock.connect(url, namespace="flash") as locks:
+            shown = snapshot(sale.engine, locks, sale.settings)
+    assert shown["locks"] is None
+    assert "refused" in shown["trouble"]
 
 
 def test_who_is_stopped_in_a_transaction_does_not_stop_the_sale(

@@ -46,7 +46,7 @@ class Services:
     def _ask(self, method: str, step: Row[Any], **request: Any) -> None:
         try:
             answer = self._client.request(method, f"/{PATHS[step.name]}/{self.step_id(step)}", **request)
-        except httpx.RequestError as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise Unavailable(f"{step.name}: no answer ({type(error).__name__})") from error
         if answer.is_client_error and answer.status_code not in LATER:
             raise Refused(f"{step.name}: {_detail(answer)}")
@@ -55,8 +55,9 @@ class Services:
 
 
 def _detail(answer: httpx.Response) -> str:
-    """Why, in its own words; a proxy in between, or a service that broke, has none."""
+    """Why, in its own words, as far as a database takes them; a proxy in between, or a service that broke, has none."""
     try:
-        return str(answer.json()["detail"])
-    except (ValueError, TypeError, KeyError):
-        return f"{answer.status_code} {answer.reason_phrase}"
+        detail = str(answer.json()["detail"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        detail = f"{answer.status_code} {answer.reason_phrase}"
+    return detail.replace("\0", "?").encode(errors="replace").decode()

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, case, func, select
 
 from distlock import BackendError, Inspection, Manager
 
@@ -53,7 +53,7 @@ def snapshot(engine: Engine, locks: Manager, settings: Settings) -> dict[str, An
     try:
         return {**shown, "locks": [_lock(each) for each in locks.list() if each.holder], "trouble": None}
     except BackendError as error:
-        return {**shown, "locks": [], "trouble": str(error)}
+        return {**shown, "locks": None, "trouble": str(error)}
 
 
 def _product(connection: Connection, settings: Settings) -> dict[str, Any]:
@@ -88,12 +88,13 @@ def _recent(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _stuck(connection: Connection) -> list[dict[str, Any]]:
-    """What could not be undone yet."""
+    """What could not be undone yet. A try that runs may succeed; of those before it, nobody has heard that they did."""
     next_try = (steps.c.due_at - now()).label("next_try_in")
-    step = select(steps.c.order, steps.c.name.label("step"), steps.c.attempts, steps.c.error, next_try)
+    failed = (steps.c.attempts - case((steps.c.state == "running", 1), else_=0)).label("failed")
+    step = select(steps.c.order, steps.c.name.label("step"), failed, steps.c.error, next_try)
     undoing = step.join(orders, steps.c.order == orders.c.id).where(orders.c.state == "compensating")
-    failed = undoing.where(steps.c.due_at.is_not(None), steps.c.error.is_not(None)).order_by(steps.c.attempts.desc())
-    return [dict(each) for each in connection.execute(failed.limit(20)).mappings()]
+    stuck = undoing.where(steps.c.due_at.is_not(None), failed > 0).order_by(failed.desc())
+    return [dict(each) for each in connection.execute(stuck.limit(20)).mappings()]
 
 
 def _outbox(connection: Connection) -> dict[str, int]:

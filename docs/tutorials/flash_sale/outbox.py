@@ -88,8 +88,9 @@ def consume(engine: Engine, redis: Redis, lease: Lease) -> None:
         at = connection.scalars(select(position.c.entry)).one()
     while True:
         lease.ensure_held()
-        answer: Any = redis.xread({STREAM: at}, count=100, block=500)
-        for _, entries in answer:
+        redis.xread({STREAM: at}, count=1, block=500)  # it only waits: what it gives is another thing in RESP3
+        entries: Any = redis.xrange(STREAM, f"({at}", count=100)
+        if entries:
             at = entries[-1][0]
             with engine.begin() as connection:
                 write(connection, update(position).values(entry=at), lease)  # first: nobody else counts meanwhile

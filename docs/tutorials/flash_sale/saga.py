@@ -174,7 +174,7 @@ class Saga:
         pause = min(self._settings.longest, doubled) * random.uniform(0.5, 1)
         log.info("order %s, %s: %s; again in %.1f s", step.order, step.name, error, pause)
         with self._writing(step, lease) as connection:
-            self._set(connection, step, due_at=now() + pause, error=str(error))
+            self._set(connection, step, state="waiting", due_at=now() + pause, error=str(error))
 
     @contextmanager
     def _writing(self, step: Row[Any], lease: Lease, event: str = "", state: str = "") -> Iterator[Connection]:
@@ -196,4 +196,4 @@ class Saga:
 
     def _set_due(self, connection: Connection, step: Row[Any], position: int) -> None:
         that = steps.c.order == step.order, steps.c.position == position
-        connection.execute(update(steps).where(*that).values(due_at=now(), attempts=0))
+        connection.execute(update(steps).where(*that).values(due_at=now(), attempts=0, error=None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from fastapi import FastAPI, Header, HTTPException
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import IntegrityError
 
 import distlock
 from distlock.contrib.asgi import IdempotencyMiddleware, IdempotencyOptions
@@ -22,26 +23,30 @@ from . import stock
 from .live import PERIOD, Live
 from .saga import place
 from .settings import Settings
-from .tables import engine_of, orders, reservations
+from .tables import engine_of, orders, reading, reservations
 
 __all__ = ("create_app",)
 
 PAGE = Path(__file__).parent / "page.html"
 
 
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+"""What a row takes, on PostgreSQL too, and the URL by which a step is undone: what these refuse, hangs for ever."""
+
+
 class Wish(BaseModel):
     """To have so many, for a while."""
 
-    customer: str = Field(min_length=1, max_length=64)
+    customer: Text = Field(min_length=1, max_length=64)
     quantity: int = Field(ge=1, le=1000)
 
 
 class Payment(BaseModel):
     """To buy what was reserved."""
 
-    reservation: str
-    card: str
-    address: str
+    reservation: Text
+    card: Text
+    address: Text
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -71,7 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return {"reservation": reservation, "expires_in": settings.reservation}
 
     @app.post("/checkout", status_code=202)
-    def check_out(payment: Payment, idempotency_key: Annotated[str, Header()]) -> dict[str, str]:
+    def check_out(payment: Payment, idempotency_key: Annotated[str, Header(max_length=600)]) -> dict[str, str]:
         order = checkout(engine, payment, settings.price, idempotency_key)
         if order is None:
             raise HTTPException(410, "the reservation has expired, or is ordered already")
@@ -99,30 +104,33 @@ def protect(app: FastAPI, locks: distlock.Manager, settings: Settings) -> None:
 
 
 def checkout(engine: Engine, payment: Payment, price: int, purchase: str) -> str | None:
-    """The order of a reservation, new or, if somebody died before the answer was kept, as it is. None: it has
-    expired, or is ordered already."""
-    with engine.begin() as connection:
-        if not stock.order(connection, payment.reservation):
-            return order_of(connection, payment.reservation, purchase)
-        which = select(reservations.c.customer, reservations.c.quantity).where(reservations.c.id == payment.reservation)
-        customer, quantity = connection.execute(which).one()
-        order = {
-            "id": str(uuid.uuid4()),
-            "reservation": payment.reservation,
-            "purchase": purchase,
-            "customer": customer,
-            "quantity": quantity,
-            "cents": quantity * price,
-            "card": payment.card,
-            "address": payment.address,
-        }
-        place(connection, order)
-    return str(order["id"])
+    """The order of a purchase: a new one or, if it has one already, that. None: the reservation has expired, or is
+    ordered by another purchase."""
+    with suppress(IntegrityError), engine.begin() as connection:  # raised if the purchase has an order: see `orders`
+        if stock.order(connection, payment.reservation):
+            which = select(reservations.c.customer, reservations.c.quantity)
+            customer, quantity = connection.execute(which.where(reservations.c.id == payment.reservation)).one()
+            order = {
+                "id": str(uuid.uuid4()),
+                "reservation": payment.reservation,
+                "purchase": purchase,
+                "customer": customer,
+                "quantity": quantity,
+                "cents": quantity * price,
+                "card": payment.card,
+                "address": payment.address,
+            }
+            place(connection, order)
+            return str(order["id"])
+    with reading(engine) as connection:
+        return order_of(connection, payment.reservation, purchase)
 
 
 def order_of(connection: Connection, reservation: str, purchase: str) -> str | None:
-    """What this very purchase ordered before. Another one of the same reservation may have another card: no."""
-    same = orders.c.reservation == reservation, orders.c.purchase == purchase
+    """What this very purchase of this customer ordered before, perhaps of another reservation: after Redis has
+    forgotten the key of the first. Another purchase of the same reservation may have another card: no."""
+    customer = select(reservations.c.customer).where(reservations.c.id == reservation).scalar_subquery()
+    same = orders.c.customer == customer, orders.c.purchase == purchase
     return connection.scalars(select(orders.c.id).where(*same)).first()
 
 

@@ -90,6 +90,7 @@ orders = Table(
     Column("placed_at", Float, nullable=False, index=True),
     Column("events", Integer, nullable=False),  # so many so far
     fence_column(),
+    Index("orders_of_a_purchase", "customer", "purchase", unique=True),  # one, even if Redis has forgotten the key
 )
 steps = Table(
     "steps",

@@ -6,6 +6,7 @@ A worker may be killed at any line. `flash_sale.running` starts it again, and ot
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import sys
 import threading
@@ -45,7 +46,9 @@ def drive_orders(engine: Engine, locks: Manager, settings: Settings) -> None:
     with ThreadPoolExecutor(THREADS) as threads:
         while True:
             stock.expire(engine)
-            for order in saga.overdue():
+            found = saga.overdue()
+            random.shuffle(found)  # else those that others are at for long, which come first, would take all places
+            for order in found:
                 if driving.begin(order):
                     threads.submit(_drive, saga, order).add_done_callback(partial(driving.end, order))
             time.sleep(SCAN)

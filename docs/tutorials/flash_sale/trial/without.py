@@ -20,7 +20,7 @@ from .. import outbox, shop, stock, worker
 from ..clients import Services
 from ..saga import Saga
 from ..settings import Settings
-from ..tables import customers, orders, product, reading, reservations
+from ..tables import customers, engine_of, orders, product, reading, reservations
 from .faults import replace
 
 __all__ = ("ENDLESS", "PROTECTIONS", "install")
@@ -76,13 +76,27 @@ def expiry(settings: Settings) -> None:
     replace(stock, expire=lambda engine: 0)
 
 
-def idempotency_key(settings: Settings) -> None:
+def _unprotected(app: object, locks: object, settings: Settings) -> None:
     """Each click is a request of its own."""
-    replace(shop, protect=lambda app, locks, settings: None)
+
+
+def _orders_of_a_purchase(settings: Settings) -> None:
+    """Any number. The unique index goes with what stands before it, for it would cover for that."""
+    engine = engine_of(settings.database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX IF EXISTS orders_of_a_purchase")
+    engine.dispose()
+
+
+def idempotency_key(settings: Settings) -> None:
+    """Each click is a request of its own, and gets an order of its own."""
+    _orders_of_a_purchase(settings)
+    replace(shop, protect=_unprotected)
 
 
 def conditional_order(settings: Settings) -> None:
     """Whoever checks out gets an order, whatever has become of the reservation."""
+    _orders_of_a_purchase(settings)
 
     def order(connection: Connection, reservation: str) -> bool:
         this = update(reservations).where(reservations.c.id == reservation)
@@ -185,8 +199,8 @@ def library(settings: Settings) -> None:
     def alone(locks: Any, name: str, ttl: float, work: Any) -> None:
         work(_NoLease())
 
-    idempotency_key(settings)
     lock(settings)
+    replace(shop, protect=_unprotected)
     replace(worker, elected=alone)
     replace(outbox, write=lambda connection, statement, lease: connection.execute(statement))
 
