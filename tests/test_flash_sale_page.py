@@ -204,6 +204,8 @@ def test_what_goes_wrong_is_said(browser: Browser, sale: System) -> None:
             (redis,) = sale.pids("redis")
             sale.kill(redis, signal.SIGSTOP)
             expect(page.get_by_test_id("trouble")).to_be_visible()
+            unknown = re.compile("Nobody knows")
+            expect(page.get_by_role("table", name="Who holds which lock")).to_have_attribute("data-none", unknown)
             sale.kill(redis, signal.SIGCONT)
             expect(page.get_by_test_id("trouble")).to_be_hidden()
 
