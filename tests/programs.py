@@ -36,9 +36,9 @@ __all__ = (
     "wait_until",
 )
 
-START_TIMEOUT = 30.0  # three servers of Java need some, on a machine that is busy with other tests
+START_TIMEOUT = 120.0  # three servers of Java need some, on a machine that is busy with other tests
 _STOP_TIMEOUT = 10.0
-_CHANGE_TIMEOUT = 40.0  # for several servers to agree; some seconds less than a test may last
+_CHANGE_TIMEOUT = 120.0  # for several servers to agree; some seconds less than a test may last
 
 ProgramT = TypeVar("ProgramT", bound="Program")
 

@@ -33,8 +33,7 @@ from .redlock_tools import Nodes
 from .servers import RedisServer
 
 ROOT = Path(distlock.__file__).parent.parent
-TIMEOUT = 100
-pytestmark = pytest.mark.timeout(120)
+TIMEOUT = 400
 
 
 @pytest.fixture

@@ -52,7 +52,6 @@ def to_run(page: Path) -> int:
     return len(blocks_of(page)) - len(elsewhere(page))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=name)
 def test_the_examples_run(page: Path, tmp_path: Path, redis_server: RedisServer) -> None:
     done = subprocess.run(
@@ -124,7 +123,6 @@ def test_two_commands_set_up_everything() -> None:
 
 
 @pytest.mark.installs
-@pytest.mark.timeout(300)
 def test_the_way_to_set_up_works(tmp_path: Path) -> None:
     """In a copy of the project, with nothing but Python."""
     project = tmp_path / "project"

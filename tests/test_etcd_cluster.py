@@ -131,7 +131,6 @@ def test_without_a_majority_nobody_gets_in_and_held_locks_are_lost_in_time(etcd_
             assert again.token > lease.token
 
 
-@pytest.mark.timeout(180)
 def test_one_at_a_time_while_members_are_lost_one_after_the_other(shared_etcd_cluster):
     """Whoever is in and still holds is in alone, and has a greater token than all before."""
     cluster, mutex, done = shared_etcd_cluster, threading.Lock(), threading.Event()

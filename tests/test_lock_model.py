@@ -22,7 +22,7 @@ from .lock_model.simulated import simulated
 from .lock_model.stories import LATE_TRY, LATE_VOTE, STORIES, Story, tell
 from .servers import RedisServer
 
-pytestmark = [pytest.mark.may_block, pytest.mark.timeout(600)]  # a whole exploration is one test
+pytestmark = [pytest.mark.may_block, pytest.mark.timeout(1800)]  # a whole exploration is one test
 
 
 @pytest.mark.parametrize(("nodes", "few"), [(1, 300), (3, 100), (5, 50)])

@@ -26,7 +26,7 @@ LEFT_OUT = frozenset() if LONG else SLOW | {"starved of processor time"}
 # The machine of a test may stand still for seconds: that much later than promised is no proof of anything.
 PACE = {} if LONG else {"ttl": 0.6, "grace": 15.0}
 
-pytestmark = pytest.mark.timeout(SECONDS + 300)
+pytestmark = pytest.mark.timeout(SECONDS + 900)
 
 
 @pytest.fixture(scope="module", params=ARENAS)

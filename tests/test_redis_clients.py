@@ -29,7 +29,7 @@ ODD = "p@ss:w/rd?#%&=+ é\"'[]{}"
 async def assert_works(colour: Colour, locks: Manager, server: RedisServer, key: str) -> None:
     """A lock is taken, waited for, not got in time, looked at, kept and handed over."""
     probe = Probe(server)
-    lease = await colour.acquire(locks.lock(key, ttl=6.0, metadata={"für": "☂"}))
+    lease = await colour.acquire(locks.lock(key, ttl=12.0, metadata={"für": "☂"}))
     assert lease.token > 0
     with pytest.raises(AcquireTimeout) as caught:
         await colour.acquire(locks.lock(key), timeout=1.0)
@@ -37,7 +37,7 @@ async def assert_works(colour: Colour, locks: Manager, server: RedisServer, key:
     assert holder is not None
     assert holder.metadata == {"für": "☂"}
     assert holder.token == lease.token
-    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=3.0)))
+    waiter = colour.start(lambda: colour.acquire(locks.lock(key, ttl=12.0)))
     await colour.until(lambda: probe.queued(key) == 1)
     inspection = await colour.inspect(locks, key)
     assert len(inspection.waiters) == 1

@@ -209,7 +209,6 @@ with distlock.connect(url) as locks:
 """
 
 
-@pytest.mark.timeout(180)
 def test_exclusion_holds_while_nodes_freeze_and_crash(tmp_path: Path) -> None:
     """Three processes of three threads; one node is frozen again and again, another one crashes and comes back."""
     rounds = 12

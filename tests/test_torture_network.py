@@ -10,7 +10,6 @@ import pytest
 from .wires import why_no_wire
 
 
-@pytest.mark.timeout(120)
 def test_nothing_goes_wrong_behind_a_wire_that_is_cut(tmp_path):
     reason = why_no_wire()
     if reason:

@@ -314,7 +314,7 @@ def command(*args: str) -> list[str]:
 
 
 def run(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args), env=env, capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(command(*args), env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_the_command_reports_a_run_that_was_well_and_leaves_nothing(env, tmp_path):
@@ -354,7 +354,7 @@ def test_ctrl_c_ends_a_run_and_what_has_happened_is_judged(env, tmp_path):
         begun = {What.STARTED, What.GOT}  # without a grant a run proves nothing
         wait_until(lambda: logs.exists() and begun <= {event.what for event in read_logs(logs)}, "it has started")
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=150)
+        out, _ = process.communicate(timeout=400)
     assert process.returncode == 130
     assert json.loads(out)["ok"]
     assert len(what(logs, What.ENDS)) == 1

@@ -227,7 +227,6 @@ def test_a_length_that_the_server_does_not_grant_is_unsupported() -> None:
 # An ensemble
 
 
-@pytest.mark.timeout(180)
 def test_a_follower_that_is_cut_off_keeps_no_lock_alive(zookeeper_ensemble: ZooKeeperEnsemble) -> None:
     """It answers pings, and has answered a request through the leader a moment ago; but of that request the leader has
     not heard as a sign of life."""
@@ -311,7 +310,6 @@ def prolong(lease: distlock.Lease) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(180)
 def test_a_lock_outlives_its_server(zookeeper_ensemble: ZooKeeperEnsemble) -> None:
     ensemble = zookeeper_ensemble
     with distlock.connect(f"{ensemble.url}?session_timeout=30", op_timeout=15) as locks:

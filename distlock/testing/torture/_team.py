@@ -22,7 +22,7 @@ from ._plan import Plan
 
 __all__ = ("Process", "Team", "register_process")
 
-START = 60.0
+START = 180.0
 """Seconds for a process to start: a bound for the slowest machine, never a measure."""
 SLOWEST_CALL = 5.0
 """Seconds a request may take if the plan says nothing: the library's own ``op_timeout``."""
