@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from flash_sale.running.console import ending_in_order, run
 from flash_sale.services import database_of, metadata
 from flash_sale.settings import Settings
 from flash_sale.tables import reading
+from flash_sale.trial import crowd
 from flash_sale.trial.audit import Finding, read, reader, sent_once
 from flash_sale.trial.commands import _paces
+from flash_sale.trial.crowd import Crowd, crowd_of
 from flash_sale.trial.faults import _First, happened
 from flash_sale.trial.load import ALL_FAULTS, Report, _Sale, sale
 from flash_sale.trial.without import PROTECTIONS
@@ -229,8 +232,32 @@ def test_a_server_that_is_none_is_status_2(command: str, url: str, says: str) ->
     assert last.startswith(f"flash_sale: {says}")
 
 
+@pytest.fixture
+def status(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[object, str]]]:
+    """The status of a command that does this, and what it says."""
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def of(work: Callable[[], Awaitable[None]]) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as caught, ending_in_order():
+            run(work)
+        return caught.value.code, capfd.readouterr().err
+
+    yield of
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+
+
+def test_a_shop_that_does_not_answer_is_no_breach(
+    monkeypatch: pytest.MonkeyPatch, status: Callable[..., tuple[object, str]]
+) -> None:
+    monkeypatch.setattr(crowd, "PATIENCE", 0.0)
+    code, said = status(Crowd("http://127.0.0.1:9", crowd_of(clients=2, rush=0, limit=2)).buy)  # where nobody is
+    assert code == 2
+    assert re.fullmatch(r"flash_sale: /reservations gave no answer in 0.0 s, but ConnectError.*\n", said)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_cancels_the_crowd(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_cancels_the_crowd(number: signal.Signals, status: Callable[..., tuple[object, str]]) -> None:
     """It may come in any task's turn; nothing is told of it but that it has ended, and a second one changes nothing."""
     cancelled = []
 
@@ -246,13 +273,5 @@ def test_a_signal_cancels_the_crowd(number: signal.Signals, capfd: pytest.Captur
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(interrupted)
 
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with pytest.raises(SystemExit) as caught, ending_in_order():
-            run(crowd)
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
+    assert status(crowd) == (130, "flash_sale: it has ended\n")
     assert cancelled == [number]
-    assert caught.value.code == 130
-    assert capfd.readouterr().err == "flash_sale: it has ended\n"

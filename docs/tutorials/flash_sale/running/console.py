@@ -45,12 +45,15 @@ def ending_in_order(interrupted: int = INTERRUPTED) -> Iterator[None]:
         signal.signal(each, end)
     try:
         yield
-    except CannotStart as error:
-        say(str(error))
-        sys.exit(CANNOT_START)
     except KeyboardInterrupt:
         say("it has ended")
         sys.exit(interrupted)
+    except Exception as error:
+        problem = next((part for part in _parts(error) if isinstance(part, CannotStart)), None)
+        if problem is None:
+            raise
+        say(str(problem))
+        sys.exit(CANNOT_START)
 
 
 def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
@@ -82,6 +85,13 @@ def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
     except Told as error:
         signal.raise_signal(error.number)
         raise
+
+
+def _parts(error: BaseException) -> Iterator[BaseException]:
+    """What a task group has put together; on Python 3.10, too."""
+    for each in getattr(error, "exceptions", ()):
+        yield from _parts(each)
+    yield error
 
 
 class Told(Exception):

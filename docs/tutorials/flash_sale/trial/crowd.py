@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx
 
+from ..running.processes import CannotStart
 from .audit import Purchase
 
 __all__ = ("Crowd", "Customer", "ask", "crowd_of", "new_key")
@@ -109,7 +110,8 @@ class Crowd:
 
 
 async def ask(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], key: str) -> httpx.Response:
-    """An answer, however often it takes to get one. The same key each time: it is the same request."""
+    """An answer, however often it takes to get one; `CannotStart` if there is none. The same key each time: it is the
+    same request."""
     deadline = anyio.current_time() + PATIENCE
     while True:
         try:
@@ -120,7 +122,7 @@ async def ask(client: httpx.AsyncClient, path: str, body: Mapping[str, Any], key
         except httpx.TransportError as error:
             said = repr(error)
         if anyio.current_time() > deadline:
-            raise TimeoutError(f"{path} gave no answer in {PATIENCE} s, but {said}")
+            raise CannotStart(f"{path} gave no answer in {PATIENCE} s, but {said}")
         await anyio.sleep(PAUSE)
 
 
