@@ -99,9 +99,10 @@ def behind(request: pytest.FixtureRequest, lease: float) -> Iterator[Behind]:
     redis: RedisServer | None = None
     if STORES[request.param] == "redis":
         redis = request.getfixturevalue("redis_server")
+    once = httpx.Limits(max_keepalive_connections=0)  # servers end what is kept, at times just when it is used again
     with (
         WebServer(request.param, redis.url if redis else "", lease) as server,
-        httpx.Client(base_url=server.url, timeout=100, trust_env=False, limits=httpx.Limits()) as client,
+        httpx.Client(base_url=server.url, timeout=100, trust_env=False, limits=once) as client,
     ):
         yield Behind(server, client)
 
