@@ -100,9 +100,15 @@ def test_a_call_is_one_round_trip(proxy: FaultProxy) -> None:
     with client_to(f"etcd://127.0.0.1:{proxy.port}") as client:
         get(client)
         before = proxy.traffic
-        assert not get(client).again
+
+        def flights() -> int:
+            already = proxy.traffic
+            assert not get(client).again
+            return (proxy.traffic - already).flights
+
+        # HTTP/2 has words of its own, by the clock: on a busy machine several come in between.
+        assert any(flights() == 1 for _ in range(100))
         assert (proxy.traffic - before).connections == 0
-        assert (proxy.traffic - before).flights <= 2, "the request, and perhaps a word of HTTP/2"
 
 
 def test_a_watch_tells_what_happens(etcd_url: str) -> None:
