@@ -29,8 +29,10 @@ class MariaDBServer(Database):
         return f"mysql+pymysql://me@127.0.0.1:{self.port}/test"
 
     def _install(self) -> Sequence[str | Path]:
-        # The system's own configuration is for a server that is not ours.
-        return [require_mariadb("mariadb-install-db"), "--no-defaults", f"--datadir={self.data}"]
+        # The system's own configuration is for a server that is not ours; and of a folder for temporary tables that
+        # several servers share, each that starts deletes those of the others.
+        folders = f"--datadir={self.data}", f"--tmpdir={self.folder}"
+        return [require_mariadb("mariadb-install-db"), "--no-defaults", *folders]
 
     def _program(self) -> str:
         return require_mariadb()
